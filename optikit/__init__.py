@@ -1,0 +1,130 @@
+"""optikit: does second order pay, on your problem and your hardware?
+
+Pure-functional losses, derivatives, curvature, first- and second-order optimizers on JAX, and a
+harness that sets convergence against what it cost. `import optikit as ok`; everything public is
+listed in `__all__`. Names are loaded on first use, so that importing the package (and the command
+line's help) does not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optikit import losses as losses
+    from optikit import optimizers as optimizers
+    from optikit.analyze import Certificate as Certificate
+    from optikit.analyze import certify as certify
+    from optikit.bench import Experiment as Experiment
+    from optikit.calculus import Objective as Objective
+    from optikit.calculus import black_box as black_box
+    from optikit.calculus import check_derivatives as check_derivatives
+    from optikit.calculus import composite as composite
+    from optikit.calculus import empirical_fisher as empirical_fisher
+    from optikit.calculus import fisher as fisher
+    from optikit.calculus import ggn as ggn
+    from optikit.calculus import grad as grad
+    from optikit.calculus import hessian as hessian
+    from optikit.calculus import hvp as hvp
+    from optikit.calculus import jacobian as jacobian
+    from optikit.calculus import per_example_grads as per_example_grads
+    from optikit.calculus import residuals as residuals
+    from optikit.calculus import value_and_grad as value_and_grad
+    from optikit.core import Counts as Counts
+    from optikit.core import LinearOperator as LinearOperator
+    from optikit.core import Status as Status
+    from optikit.optimizers import Optimizer as Optimizer
+    from optikit.optimizers import as_optax as as_optax
+    from optikit.optimizers import from_optax as from_optax
+    from optikit.optimizers import second_order as second_order
+    from optikit.problems import Problem as Problem
+    from optikit.solve import Budget as Budget
+    from optikit.solve import Solution as Solution
+    from optikit.solve import fit as fit
+    from optikit.solve import least_squares as least_squares
+    from optikit.solve import minimize as minimize
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "optikit.solve",
+    "Certificate": "optikit.analyze",
+    "Counts": "optikit.core",
+    "Experiment": "optikit.bench",
+    "LinearOperator": "optikit.core",
+    "Objective": "optikit.calculus",
+    "Optimizer": "optikit.optimizers",
+    "Problem": "optikit.problems",
+    "Solution": "optikit.solve",
+    "Status": "optikit.core",
+    "as_optax": "optikit.optimizers",
+    "black_box": "optikit.calculus",
+    "certify": "optikit.analyze",
+    "check_derivatives": "optikit.calculus",
+    "composite": "optikit.calculus",
+    "empirical_fisher": "optikit.calculus",
+    "fisher": "optikit.calculus",
+    "fit": "optikit.solve",
+    "from_optax": "optikit.optimizers",
+    "ggn": "optikit.calculus",
+    "grad": "optikit.calculus",
+    "hessian": "optikit.calculus",
+    "hvp": "optikit.calculus",
+    "jacobian": "optikit.calculus",
+    "least_squares": "optikit.solve",
+    "losses": "optikit",
+    "minimize": "optikit.solve",
+    "optimizers": "optikit",
+    "per_example_grads": "optikit.calculus",
+    "residuals": "optikit.calculus",
+    "second_order": "optikit.optimizers",
+    "value_and_grad": "optikit.calculus",
+}
+
+__all__ = [
+    "Budget",
+    "Certificate",
+    "Counts",
+    "Experiment",
+    "LinearOperator",
+    "Objective",
+    "Optimizer",
+    "Problem",
+    "Solution",
+    "Status",
+    "as_optax",
+    "black_box",
+    "certify",
+    "check_derivatives",
+    "composite",
+    "empirical_fisher",
+    "fisher",
+    "fit",
+    "from_optax",
+    "ggn",
+    "grad",
+    "hessian",
+    "hvp",
+    "jacobian",
+    "least_squares",
+    "losses",
+    "minimize",
+    "optimizers",
+    "per_example_grads",
+    "residuals",
+    "second_order",
+    "value_and_grad",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module 'optikit' has no attribute {name!r}"
+        raise AttributeError(msg)
+    home = _HOME[name]
+    if home == "optikit":
+        return importlib.import_module(f"optikit.{name}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

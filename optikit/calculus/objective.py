@@ -1,0 +1,231 @@
+"""What is minimised: a scalar function of parameters and data that knows its own structure.
+
+A black box offers gradients and Hessian products. A composite objective (a model's outputs under a
+loss) and residuals (a sum of squares) also offer Gauss-Newton and Fisher matrices, and structured
+dense Hessians. Objectives are values: built twice from the same parts, they are equal, so compiled
+solves are found again.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from optikit.core import Params, PyTree, Scalar, tree
+from optikit.losses import Loss, Penalty, expand_weights, from_value, weighted_mean
+
+Kind = Literal["black_box", "composite", "residuals"]
+
+
+class Objective(NamedTuple):
+    """A pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`.
+
+    Build it with `black_box`, `composite` or `residuals`. Calling it evaluates it, so it can be
+    given to `jax.grad`, to scipy or to any other library.
+    """
+
+    fun: Callable[..., Any]  # the function, the model or the residuals, by kind
+    kind: Kind
+    loss: Loss | None = None
+    penalty: Penalty | None = None
+    has_aux: bool = False
+
+    def __call__(self, params: Params, *args: Any) -> Any:
+        """The value, or (value, aux)."""
+        value, aux = value_and_aux(self, params, args)
+        return (value, aux) if self.has_aux else value
+
+
+def black_box(fun: Callable[..., Any], *, has_aux: bool = False) -> Objective:
+    """An objective of which only values are known: fun(params, *args) -> scalar.
+
+    Args:
+      fun: pure and differentiable. With `has_aux` it returns (scalar, aux).
+
+    Example:
+      >>> sphere = black_box(lambda x: jnp.sum(x**2))
+      >>> float(sphere(jnp.array([3.0, 4.0])))
+      25.0
+    """
+    if isinstance(fun, Objective):
+        return fun
+    return Objective(fun, "black_box", has_aux=has_aux)
+
+
+def composite(
+    predict: Callable[..., Any],
+    loss: Loss | Callable[[Array, Array], Array],
+    *,
+    penalty: Penalty | Callable[[Params], Scalar] | None = None,
+    has_aux: bool = False,
+) -> Objective:
+    """The mean loss of a model, plus a penalty: obj(params, inputs, targets[, weights]) -> scalar.
+
+    The mean is over the entries of `loss.value(outputs, targets)`, weighted if weights (or a mask)
+    for their leading axes are given: one entry per example for scalar outputs and for softmax;
+    outputs of shape (batch, K) under an elementwise loss average over batch x K unless the loss is
+    `ok.losses.summed(loss)`.
+
+    Args:
+      predict: (params, inputs) -> outputs, pure; examples along the leading axis of outputs. With
+        `has_aux` it returns (outputs, aux).
+      loss: from `ok.losses`, or a function of outputs and targets (its curvature by autodiff).
+      penalty: from `ok.losses`, or a function of the parameters; not averaged.
+
+    Raises:
+      ValueError: when called on no examples, or on targets that do not fit the outputs.
+
+    Example:
+      >>> import optikit as ok
+      >>> obj = composite(lambda w, x: x @ w, ok.losses.squared_error)
+      >>> float(obj(jnp.array([1.0]), jnp.array([[1.0], [2.0]]), jnp.array([0.0, 0.0])))
+      2.5
+    """
+    if not isinstance(loss, Loss):
+        loss = from_value(loss)
+    if penalty is not None and not isinstance(penalty, Penalty):
+        penalty = Penalty(penalty, None, name=getattr(penalty, "__name__", "penalty"))
+    return Objective(predict, "composite", loss, penalty, has_aux)
+
+
+def residuals(
+    fun: Callable[..., PyTree],
+    *,
+    penalty: Penalty | None = None,
+    has_aux: bool = False,
+) -> Objective:
+    """Half the sum of squared residuals, |r|^2 / 2 (as MINPACK and scipy), plus a penalty.
+
+    Args:
+      fun: (params, *args) -> pytree of residuals; with `has_aux`, (residuals, aux).
+
+    Example:
+      >>> float(residuals(lambda x: x - 1.0)(jnp.array([3.0, 4.0])))
+      6.5
+    """
+    if isinstance(fun, Objective):
+        return fun
+    return Objective(fun, "residuals", penalty=penalty, has_aux=has_aux)
+
+
+def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Scalar, Any]:
+    """The value and the auxiliary output (None without `has_aux`)."""
+    if objective.kind == "black_box":
+        result = objective.fun(params, *args)
+        return result if objective.has_aux else (result, None)
+    if objective.kind == "residuals":
+        r, aux = _split(objective, objective.fun(params, *args))
+        value = tree.vdot(r, r) / 2
+    else:
+        inputs, targets, weights = split_data(objective, args)
+        outputs, aux = _split(objective, objective.fun(params, inputs))
+        value = weighted_mean(*example_losses(objective, outputs, targets, weights))
+    if objective.penalty is not None:
+        value = value + objective.penalty.value(params).astype(value.dtype)
+    return value, aux
+
+
+def split_data(objective: Objective, args: tuple) -> tuple[Any, Any, Any]:
+    """(inputs, targets, weights or None) of a composite objective."""
+    if len(args) not in (2, 3):
+        msg = (
+            "a composite objective takes args=(inputs, targets) or (inputs, targets, weights); "
+            f"got {len(args)} of them for {objective.loss.name if objective.loss else 'it'}."
+        )
+        raise TypeError(msg)
+    return args if len(args) == 3 else (*args, None)
+
+
+def example_losses(
+    objective: Objective, outputs: Array, targets: Array, weights: Array | None
+) -> tuple[Float[Array, "..."], Array | None]:
+    """Loss values and their weights; outputs of weight 0 are replaced, so their NaN stays out."""
+    loss = loss_of(objective)
+    if weights is not None:
+        lead = outputs.shape[: outputs.ndim - loss.event_ndim]
+        used = expand_weights(weights, jnp.zeros(lead, outputs.dtype)) != 0
+        used = used.reshape(used.shape + (1,) * loss.event_ndim)
+        outputs = jnp.where(used, outputs, 0)
+    values = loss.value(outputs, targets)
+    if values.size == 0:
+        msg = f"the batch is empty: outputs have shape {outputs.shape}; a mean needs an example."
+        raise ValueError(msg)
+    return values, weights
+
+
+def mean_weights(values: Array, weights: Array | None) -> Float[Array, "..."]:
+    """The factor with which each loss value enters the mean; these sum to 1."""
+    if weights is None:
+        return jnp.full(values.shape, 1 / values.size, values.dtype)
+    expanded = expand_weights(weights, values)
+    return expanded / jnp.sum(expanded)
+
+
+def outputs_of(objective: Objective, params: Params, inputs: Any) -> Array:
+    """The model's outputs, without its auxiliary output."""
+    return _split(objective, objective.fun(params, inputs))[0]
+
+
+def residual_vector(objective: Objective) -> Callable[..., Float[Array, " m"]] | None:
+    """(params, *args) -> r with objective = |r|^2 / 2, where the objective is a sum of squares.
+
+    For a composite under squared error the examples' weights enter by their square roots; an L2
+    penalty adds one residual per parameter. None for any other objective.
+    """
+    penalty, loss = objective.penalty, objective.loss
+    if penalty is not None and penalty.residual is None:
+        return None
+    if objective.kind == "residuals":
+
+        def data_part(params, *args):
+            return tree.ravel(_split(objective, objective.fun(params, *args))[0])
+
+    elif loss is not None and loss.residual is not None:
+        each = loss.residual
+
+        def data_part(params, *args):
+            inputs, targets, weights = split_data(objective, args)
+            r = each(outputs_of(objective, params, inputs), targets)
+            factor = jnp.sqrt(mean_weights(r, weights))
+            return jnp.where(factor == 0, 0, factor * r).ravel()
+
+    else:
+        return None
+    extra = None if penalty is None else penalty.residual
+    if extra is None:
+        return data_part
+
+    def stacked(params, *args):
+        return jnp.concatenate([data_part(params, *args), tree.ravel(extra(params))])
+
+    return stacked
+
+
+def loss_of(objective: Objective) -> Loss:
+    """The loss of a composite objective.
+
+    Raises:
+      TypeError: the objective is of another kind.
+    """
+    if objective.loss is None:
+        msg = f"this needs an Objective from composite(...); got {fingerprint(objective)}."
+        raise TypeError(msg)
+    return objective.loss
+
+
+def _split(objective: Objective, result: Any) -> tuple[Any, Any]:
+    return result if objective.has_aux else (result, None)
+
+
+def fingerprint(objective: Objective) -> str:
+    """A short description for messages: the kind and the names of its parts."""
+    inner = getattr(objective.fun, "__name__", type(objective.fun).__name__)
+    parts = [inner] + [p.name for p in (objective.loss, objective.penalty) if p is not None]
+    return f"{objective.kind}({', '.join(parts)})"
+
+
+def abstract(objective: Objective, params: Params, args: tuple) -> Any:
+    """Shapes and dtypes of (value, aux), without computing anything."""
+    return jax.eval_shape(lambda p, a: value_and_aux(objective, p, a), params, args)

@@ -1,0 +1,8 @@
+"""How far to trust a direction: line searches and the trust region, interchangeable parts."""
+
+from optikit.globalize.backtracking import backtracking
+from optikit.globalize.search import Globalize, Search, Trials
+from optikit.globalize.trust_region import trust_region
+from optikit.globalize.wolfe import wolfe
+
+__all__ = ["Globalize", "Search", "Trials", "backtracking", "trust_region", "wolfe"]

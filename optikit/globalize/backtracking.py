@@ -1,0 +1,105 @@
+"""Armijo backtracking with safeguarded quadratic interpolation.
+
+Near the rounding floor, where differences of values are noise, a trial with gradients is also
+accepted by its slope (Hager & Zhang's approximate Wolfe condition); NaN and infinite trials are
+shortened like any other failure.
+
+References: Nocedal & Wright (2006), Algorithm 3.1 and section 3.5; Hager & Zhang (2005), eq. 4.1.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import memoized, tally, times, tree
+from optikit.globalize.search import (
+    Globalize,
+    Propose,
+    Search,
+    Trials,
+    is_finite,
+    noise,
+    search_status,
+)
+from optikit.linalg.subproblem import unlimited
+
+
+class _Run(NamedTuple):
+    t: Array
+    trial: Eval
+    accepted: Bool[Array, ""]
+    seen_finite: Bool[Array, ""]
+    trials: Int[Array, ""]
+
+
+@memoized
+def backtracking(
+    *,
+    c1: float = 1e-4,
+    shrink_min: float = 0.1,
+    shrink_max: float = 0.5,
+    max_trials: int = 40,
+    gradients: bool = True,
+) -> Globalize:
+    """The first t in 1, t1, t2, ... with f(x + t d) <= f(x) - c1 (model decrease at t).
+
+    The model decrease is -t <g, d>, plus -t^2 <d, H d> / 2 where that curvature is negative.
+
+    Args:
+      c1: sufficient decrease, in (0, 1/2).
+      shrink_min, shrink_max: bounds on each reduction of t.
+      max_trials: trials before Status.LINE_SEARCH_FAILED.
+      gradients: evaluate gradients with the values; see `Trials`.
+
+    Returns: a Globalize costing one grad (or value) per trial.
+    """
+    trials = Trials(gradients)
+
+    def search(oracle: Oracle, at: Eval, propose: Propose, state: tuple) -> Search:
+        direction = propose(unlimited(at.value))
+        dtype = at.value.dtype
+        slope = direction.slope
+        bend = jnp.minimum(direction.curvature, 0) / 2
+        slack = noise(at.value)
+
+        def running(c: _Run) -> Array:
+            return ~c.accepted & (c.trials < max_trials)
+
+        def body(c: _Run) -> _Run:
+            t = jnp.where(c.trials == 0, c.t, _shorter(c.t, at.value, slope, c.trial.value))
+            trial = trials(oracle, tree.add_scaled(at.params, t, direction.step), at)
+            finite = is_finite(trial, with_gradient=gradients)
+            rise = trial.value - at.value
+            enough = rise <= c1 * (t * slope + t**2 * bend)
+            if gradients:
+                # (2 c1 - 1) slope >= slope at t: implied by Armijo on a quadratic, but free of f
+                flatter = tree.vdot(trial.grad, direction.step) <= (2 * c1 - 1) * slope
+                enough |= (rise <= slack) & flatter & (slope < 0)
+            return _Run(t, trial, finite & enough, c.seen_finite | finite, c.trials + 1)
+
+        def _shorter(t, f0, slope, f_t):
+            best = -slope * t**2 / (2 * (f_t - f0 - slope * t))
+            safe = jnp.isfinite(best) & jnp.isfinite(f_t)
+            return jnp.clip(jnp.where(safe, best, shrink_min * t), shrink_min * t, shrink_max * t)
+
+        one = jnp.ones((), dtype)
+        no = jnp.asarray(False)
+        run = lax.while_loop(running, body, _Run(one, at, no, no, jnp.asarray(0, jnp.int32)))
+        end = tree.where(run.accepted, run.trial, at)
+        t = jnp.where(run.accepted, run.t, 0)
+        return Search(
+            params=end.params,
+            next=end if gradients else None,
+            step_size=t,
+            step_norm=t * tree.norm(direction.step).astype(dtype),
+            predicted=direction.predicted,
+            accepted=run.accepted,
+            state=state,
+            counts=tally(direction.counts, times(run.trials, trials.price)),
+            status=search_status(run.accepted, run.seen_finite),
+        )
+
+    return Globalize(lambda at: (), search)

@@ -1,0 +1,87 @@
+"""What a globalisation returns, and the tests that line searches share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Params, Scalar, Status, tree
+from optikit.linalg import Direction
+
+Propose = Callable[[Scalar], Direction]  # radius -> direction
+
+
+class Search(NamedTuple):
+    """The outcome of a search from a point.
+
+    Attributes:
+      params: where it ended; the starting point if nothing was accepted.
+      next: the evaluation there if the search paid for it, else a static None.
+      step_size: the factor on the direction, or the trust radius.
+      step_norm: |params - starting params|.
+      predicted: the model's decrease for the whole direction, before any cut.
+      accepted: whether it moved.
+      state: for the next search.
+      counts: of directions and evaluations.
+      status: RUNNING, or why it failed.
+    """
+
+    params: Params
+    next: Eval | None
+    step_size: Scalar
+    step_norm: Scalar
+    predicted: Scalar
+    accepted: Bool[Array, ""]
+    state: Any
+    counts: Counts
+    status: Int[Array, ""]
+
+
+class Globalize(NamedTuple):
+    """A globalisation: `init(at)` gives its state, `search` a Search.
+
+    search: (oracle, at, propose, state) -> Search, where propose(radius) gives a Direction.
+    """
+
+    init: Callable[[Eval], Any]
+    search: Callable[[Oracle, Eval, Propose, Any], Search]
+
+
+class Trials(NamedTuple):
+    """What a trial point evaluates: `evaluate(oracle, params)` and its price.
+
+    With gradients a search can recognise progress near the rounding floor by the slope, and the
+    accepted point needs no second evaluation; values alone are cheaper for each rejected trial.
+    """
+
+    gradients: bool
+
+    def __call__(self, oracle: Oracle, params: Params, like: Eval) -> Eval:
+        """The evaluation of a trial; without gradients, `like`'s stands in its place."""
+        if self.gradients:
+            return oracle.value_and_grad(params)._replace(local=like.local)
+        return like._replace(params=params, value=oracle.value(params))
+
+    @property
+    def price(self) -> Counts:
+        """Of one trial."""
+        return Counts(grad=1) if self.gradients else Counts(value=1)
+
+
+def noise(value: Scalar) -> Scalar:
+    """The change of an objective that rounding alone can cause, a few units in the last place."""
+    return 4 * tree.eps(value.dtype) * jnp.abs(value)
+
+
+def is_finite(at: Eval, *, with_gradient: bool) -> Bool[Array, ""]:
+    """Whether the evaluation can be used."""
+    finite = jnp.isfinite(at.value)
+    return finite & tree.all_finite(at.grad) if with_gradient else finite
+
+
+def search_status(accepted: Bool[Array, ""], any_finite: Bool[Array, ""]) -> Int[Array, ""]:
+    """RUNNING after an accepted step; else whether the trials were finite at all."""
+    failed = jnp.where(any_finite, Status.LINE_SEARCH_FAILED.value, Status.NOT_FINITE.value)
+    return jnp.where(accepted, Status.RUNNING.value, failed).astype(jnp.int32)

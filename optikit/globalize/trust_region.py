@@ -1,0 +1,114 @@
+"""The trust region: shrink the radius until the model's promise is kept.
+
+The region is shrunk within one step, with one model: a rejected trial costs its evaluation and a
+new proposal, not a new linearisation or factorisation. The ratio test avoids a division, so a NaN
+trial is a rejection. Near the rounding floor, where actual and predicted decrease are both noise, a
+trial is accepted if it lowers the gradient.
+
+References: Conn, Gould & Toint (2000), Algorithm 6.1.1 and section 17.4.2; Nocedal & Wright (2006),
+Algorithm 4.1.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
+from optikit.globalize.search import Globalize, Propose, Search, Trials, is_finite, noise
+
+
+class _Run(NamedTuple):
+    radius: Scalar
+    trial: Eval
+    step_norm: Scalar
+    predicted: Scalar
+    accepted: Bool[Array, ""]
+    seen_finite: Bool[Array, ""]
+    trials: Int[Array, ""]
+    counts: Counts
+
+
+@memoized
+def trust_region(
+    *,
+    radius: float | None = None,
+    accept: float = 1e-4,
+    shrink_below: float = 0.25,
+    grow_above: float = 0.75,
+    max_trials: int = 60,
+) -> Globalize:
+    """Accept a step s if f(x) - f(x + s) >= accept * (model decrease); else shrink to |s| / 4.
+
+    Args:
+      radius: the first radius; by default max(1, |params|).
+      accept: least ratio of actual to predicted decrease.
+      shrink_below, grow_above: ratios below which the radius becomes |s| / 4, and above which it
+        doubles if it was binding.
+      max_trials: trials before the step is given up.
+
+    Returns: a Globalize costing one grad per trial besides the proposals; the accepted point is
+    already evaluated.
+    """
+    evaluate = Trials(gradients=True)
+
+    def init(at: Eval) -> Scalar:
+        if radius is not None:
+            return jnp.full((), radius, at.value.dtype)
+        return jnp.maximum(1, tree.norm(at.params)).astype(at.value.dtype)
+
+    def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
+        dtype = at.value.dtype
+        slack = noise(at.value)
+        smallest = tree.eps(dtype) * jnp.maximum(tree.norm(at.params).astype(dtype), 1e-3)
+
+        def running(c: _Run) -> Array:
+            return ~c.accepted & (c.trials < max_trials) & (c.radius > smallest)
+
+        def body(c: _Run) -> _Run:
+            direction = propose(c.radius)
+            size = tree.norm(direction.step).astype(dtype)
+            predicted = direction.predicted
+            trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
+            finite = is_finite(trial, with_gradient=True)
+            actual = at.value - trial.value
+            calmer = tree.max_abs(trial.grad) <= tree.max_abs(at.grad)
+            in_noise = (jnp.abs(actual) <= slack) & (predicted <= slack) & calmer
+            kept = (actual >= accept * predicted) & (predicted > 0)
+            accepted = finite & (kept | in_noise)
+            good = finite & ((actual >= grow_above * predicted) | in_noise)
+            poor = ~finite | ((actual < shrink_below * predicted) & ~in_noise)
+            grown = jnp.where(direction.at_boundary, 2 * c.radius, c.radius)
+            new_radius = jnp.where(poor, size / 4, jnp.where(good, grown, c.radius))
+            new_radius = jnp.where(jnp.isfinite(new_radius), new_radius, c.radius / 4)
+            first = c.trials == 0
+            return _Run(
+                new_radius, trial, size, jnp.where(first, predicted, c.predicted), accepted,
+                c.seen_finite | finite, c.trials + 1,
+                tally(c.counts, direction.counts, evaluate.price),
+            )  # fmt: skip
+
+        no = jnp.asarray(False)
+        zero = jnp.zeros((), dtype)
+        run = lax.while_loop(
+            running,
+            body,
+            _Run(state, at, zero, zero, no, no, jnp.asarray(0, jnp.int32), times(0, Counts())),
+        )
+        end = tree.where(run.accepted, run.trial, at)
+        failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
+        return Search(
+            params=end.params,
+            next=end,
+            step_size=run.radius,
+            step_norm=jnp.where(run.accepted, run.step_norm, 0),
+            predicted=run.predicted,
+            accepted=run.accepted,
+            state=run.radius,
+            counts=run.counts,
+            status=jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32),
+        )
+
+    return Globalize(init, search)

@@ -1,0 +1,18 @@
+"""Inner solvers: how a quadratic model is minimised, and what that costs."""
+
+from optikit.linalg.cg import conjugate_gradients
+from optikit.linalg.dense import cholesky
+from optikit.linalg.lanczos import Ritz, lanczos
+from optikit.linalg.least_squares import qr
+from optikit.linalg.subproblem import Direction, Model, Subproblem
+
+__all__ = [
+    "Direction",
+    "Model",
+    "Ritz",
+    "Subproblem",
+    "cholesky",
+    "conjugate_gradients",
+    "lanczos",
+    "qr",
+]

@@ -1,0 +1,122 @@
+"""Conjugate gradients on a quadratic model, truncated, inside a radius, at home with saddles.
+
+One loop serves Newton-CG (infinite radius) and the trust region (Steihaug). Where a direction of
+non-positive curvature appears, the trust region follows it to the boundary; without a radius the
+step is extended along it by the length that CG would take for the curvature's absolute value, so
+the result is a descent direction that leaves saddles.
+
+References: Steihaug (1983), "The conjugate gradient method and trust regions"; Nocedal & Wright
+(2006), Algorithms 7.1 and 7.2; Dembo & Steihaug (1983) for the truncation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.calculus.oracle import CurvatureKind
+from optikit.core import Key, Params, Scalar, memoized, tally, times, tree
+from optikit.linalg.subproblem import Direction, Model, Subproblem
+
+
+class _Run(NamedTuple):
+    s: Params  # the step so far
+    r: Params  # the model's gradient g + H s
+    p: Params  # the search direction
+    rr: Scalar
+    iterations: Int[Array, ""]
+    done: Bool[Array, ""]
+    at_boundary: Bool[Array, ""]
+
+
+@memoized
+def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
+    """Truncated CG as a Subproblem, for any curvature given by products.
+
+    Args:
+      max_iters: products per proposal; by default twice the number of parameters, at most 500.
+
+    Cost: the operator's setup, then one product per iteration. At a point whose gradient is
+    exactly zero the model is probed along a direction without symmetry, so that a start on a saddle
+    is left.
+    """
+
+    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+        op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
+        product = op.mv
+        dtype = at.value.dtype
+        length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
+        limit = min(2 * tree.size(at.params), 500) if max_iters is None else max_iters
+
+        def propose(radius: Scalar, forcing: Scalar) -> Direction:
+            gradient = _or_probe(at)
+            run = _truncated(product, gradient, radius, forcing, limit)
+            # <s, H s> = <s, r> - <s, g> with r = g + H s
+            curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
+            # on a saddle or a maximum the gradient gives no step: follow the curvature found
+            size = tree.norm(run.s).astype(dtype)
+            lost = (curvature < 0) & (size < 1e-3 * length) & ~run.at_boundary
+            factor = jnp.where(lost, 0.1 * length / jnp.where(size > 0, size, 1), 1)
+            s = tree.scale(factor, run.s)
+            slope = tree.vdot(at.grad, s).astype(dtype)
+            curvature = factor**2 * curvature
+            counts = times(run.iterations, op.price)
+            return Direction(s, slope, curvature, run.at_boundary, counts)
+
+        return Model(propose, tally(op.setup))
+
+    return Subproblem(prepare)
+
+
+def _or_probe(at: Eval) -> Params:
+    """The gradient; where it is exactly zero, a tiny vector without symmetry in its place."""
+    zero = tree.max_abs(at.grad) == 0
+    tiny = tree.eps(at.value.dtype)
+
+    def probe(x: Array) -> Array:
+        # a quasi-random sequence: irrational rotations hit no eigenvector of a structured Hessian
+        turns = 2.399963 * (1 + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape))
+        return jnp.where(zero, tiny * jnp.cos(turns + turns**2 / 7), x)
+
+    return jax.tree.map(probe, at.grad)
+
+
+def _truncated(product, g: Params, radius: Scalar, forcing: Scalar, max_iters: int) -> _Run:
+    """CG on H s = -g until |r| <= forcing |g|, the radius, or non-positive curvature."""
+    rr0 = tree.vdot(g, g)
+    dtype = rr0.dtype
+    radius, forcing = radius.astype(dtype), forcing.astype(dtype)
+    eps = tree.eps(dtype)
+
+    def running(c: _Run) -> Array:
+        return ~c.done & (c.iterations < max_iters)
+
+    def body(c: _Run) -> _Run:
+        hp = product(c.p)
+        pp, php = tree.vdot(c.p, c.p), tree.vdot(c.p, hp)
+        flat = eps * jnp.sqrt(pp * tree.vdot(hp, hp))
+        convex = php > flat
+        size = jnp.maximum(jnp.abs(php), flat)
+        alpha = c.rr / jnp.where(size > 0, size, jnp.where(pp > 0, pp, 1))
+        sp, ss = tree.vdot(c.s, c.p), tree.vdot(c.s, c.s)
+        beyond = ss + 2 * alpha * sp + alpha**2 * pp >= radius**2
+        leave = beyond | (~convex & jnp.isfinite(radius))
+        # the positive root of |s + tau p| = radius, in the form that does not cancel
+        gap = jnp.where(jnp.isfinite(radius), radius, 0) ** 2 - ss
+        root = jnp.sqrt(jnp.maximum(sp**2 + pp * gap, 0))
+        tau = jnp.where(sp > 0, gap / (root + sp), (root - sp) / jnp.where(pp > 0, pp, 1))
+        t = jnp.where(leave, tau, alpha)
+        s, r = tree.add_scaled(c.s, t, c.p), tree.add_scaled(c.r, t, hp)
+        rr = tree.vdot(r, r)
+        p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
+        done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
+        return _Run(s, r, p, rr, c.iterations + 1, done, leave)
+
+    zeros = tree.zeros_like(g)
+    start = _Run(
+        zeros, g, tree.negative(g), rr0, jnp.asarray(0, jnp.int32), rr0 == 0, jnp.asarray(False)
+    )
+    return lax.while_loop(running, body, start)

@@ -1,0 +1,89 @@
+"""Newton steps from a dense curvature matrix that may be indefinite or singular.
+
+A Cholesky factorisation where the matrix is safely positive definite; otherwise an
+eigendecomposition, whose eigenvalues are replaced by their absolute values, bounded below. The
+step then descends in every eigendirection and leaves saddles.
+
+References: Nocedal & Wright (2006), section 3.4; Dauphin et al. (2014), "Identifying and attacking
+the saddle point problem", for |H|.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from optikit.calculus import Eval, Oracle
+from optikit.calculus.oracle import CurvatureKind
+from optikit.core import Key, Scalar, memoized, tally, times, tree
+from optikit.core.tree import HIGHEST
+from optikit.linalg.subproblem import Direction, Model, Subproblem
+
+
+@memoized
+def cholesky() -> Subproblem:
+    """The dense Newton step as a Subproblem; the radius is ignored.
+
+    Cost: one dense curvature matrix, n^3/3 flops for its factorisation, about 9 n^3 more where it
+    is not safely positive definite.
+    """
+
+    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+        op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
+        matrix = op.dense()
+        gradient, unravel = ravel_pytree(at.grad)
+        length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
+        step = newton_step(matrix, gradient, length)
+
+        def propose(radius: Scalar, forcing: Scalar) -> Direction:
+            del radius, forcing
+            product = jnp.matmul(matrix, step, precision=HIGHEST)
+            slope = jnp.vdot(gradient, step, precision=HIGHEST).astype(at.value.dtype)
+            curvature = jnp.vdot(step, product, precision=HIGHEST).astype(at.value.dtype)
+            free = times(0, op.price)
+            return Direction(unravel(step), slope, curvature, jnp.asarray(False), free)
+
+        return Model(propose, tally(op.matrix_price))
+
+    return Subproblem(prepare)
+
+
+def newton_step(
+    matrix: Float[Array, "n n"], gradient: Float[Array, " n"], length: Scalar
+) -> Float[Array, " n"]:
+    """-|H|^-1 g with the small eigenvalues of |H| bounded below; -H^-1 g where H is safe.
+
+    Args:
+      length: a typical length of the parameters: how far to go along negative curvature at a
+        point where the gradient itself gives no step.
+    """
+    n = gradient.size
+    factor = jnp.linalg.cholesky(matrix)
+    pivots = jnp.diagonal(factor)
+    eps = tree.eps(matrix.dtype)
+    # the squared ratio of pivots bounds the condition number from below
+    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > n * eps * jnp.max(pivots) ** 2)
+
+    def direct() -> Array:
+        return -jax.scipy.linalg.cho_solve((factor, True), gradient)
+
+    return lax.cond(safe, direct, lambda: _saddle_free_step(matrix, gradient, length))
+
+
+def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> Array:
+    finite = jnp.isfinite(matrix)
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))
+    eps = tree.eps(matrix.dtype)
+    largest = jnp.max(jnp.abs(values))
+    floor = jnp.where(largest > 0, eps ** (2 / 3) * largest, 1)
+    along = jnp.matmul(vectors.T, gradient, precision=HIGHEST)
+    coefficients = -along / jnp.maximum(jnp.abs(values), floor)
+    # on a saddle or a maximum the gradient gives no step: go along the most negative curvature
+    lost = jnp.linalg.norm(coefficients) < 1e-3 * length
+    escape = jnp.where(along[0] > 0, -1, 1).astype(matrix.dtype) * 0.1 * length
+    coefficients = coefficients.at[0].set(
+        jnp.where(lost & (values[0] < -floor), escape, coefficients[0])
+    )
+    step = jnp.matmul(vectors, coefficients, precision=HIGHEST)
+    return jnp.where(jnp.all(finite), step, jnp.nan)

@@ -1,0 +1,66 @@
+"""What an inner solver offers: steps from a quadratic model, as far as a radius allows.
+
+A `Subproblem` prepares once per outer step (a factorisation, a linearisation) and then proposes
+directions for any radius, so that a trust region which shrinks pays only for the proposal.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optikit.calculus import Eval, Oracle
+from optikit.calculus.oracle import CurvatureKind
+from optikit.core import Counts, Key, Params, Scalar
+
+
+class Direction(NamedTuple):
+    """A step of the model m(s) = <g, s> + <s, H s> / 2 around the current point.
+
+    Attributes:
+      step: in the structure of the parameters.
+      slope: <g, s>, negative for a descent direction.
+      curvature: <s, H s>; negative where negative curvature is followed.
+      at_boundary: the radius stopped it.
+      counts: what proposing it cost.
+    """
+
+    step: Params
+    slope: Scalar
+    curvature: Scalar
+    at_boundary: Bool[Array, ""]
+    counts: Counts
+
+    @property
+    def predicted(self) -> Scalar:
+        """The decrease -m(s) that the model promises for the whole step."""
+        return -(self.slope + self.curvature / 2)
+
+
+class Model(NamedTuple):
+    """A prepared model: `propose(radius, forcing)` returns a Direction.
+
+    radius: bound on |s|, infinity for a line search. forcing: relative residual at which an
+    iterative solver may stop; ignored by direct ones.
+    """
+
+    propose: Callable[[Scalar, Scalar], Direction]
+    counts: Counts  # of preparing it
+
+
+class Subproblem(NamedTuple):
+    """A way to minimise models.
+
+    Attributes:
+      prepare: (oracle, at, curvature kind, key) -> Model.
+      evaluate: how the loop should evaluate a point for it, if not by value and gradient.
+    """
+
+    prepare: Callable[[Oracle, Eval, CurvatureKind, Key], Model]
+    evaluate: Callable[[Oracle, Params], tuple[Eval, Counts]] | None = None
+
+
+def unlimited(like: Scalar) -> Scalar:
+    """The radius of a line search."""
+    return jnp.full((), jnp.inf, like.dtype)

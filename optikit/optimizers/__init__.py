@@ -1,0 +1,124 @@
+"""Optimizers: the step protocol, every method by name, and optax in and out.
+
+`OPTIMIZERS` maps a name to a factory. Any other name is looked up among optax's own.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+import optax
+
+from optikit.core import memoized
+from optikit.optimizers.bfgs import bfgs
+from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.lbfgs import lbfgs
+from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
+from optikit.optimizers.optax_bridge import as_optax, from_optax
+from optikit.optimizers.protocol import Optimizer, StepInfo
+from optikit.optimizers.second_order import (
+    gauss_newton,
+    newton,
+    newton_cg,
+    second_order,
+    trust_region_newton,
+)
+
+
+@memoized
+def adam(
+    learning_rate: float = 1e-3, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> Optimizer:
+    """optax.adam, unmodified. Reference: Kingma & Ba (2015)."""
+    return from_optax(optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), name="adam")
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": adam,
+    "bfgs": bfgs,
+    "gauss-newton": gauss_newton,
+    "gradient-descent": gradient_descent,
+    "lbfgs": lbfgs,
+    "levenberg-marquardt": levenberg_marquardt,
+    "newton": newton,
+    "newton-cg": newton_cg,
+    "trust-region": trust_region_newton,
+}
+
+DEFAULT_LEARNING_RATE = 1e-3
+"""For methods of optax that are named without hyperparameters and require a learning rate."""
+
+
+def named(name: str, **hyperparameters) -> Optimizer:
+    """The optimizer of a name, ours or optax's (`"adamw"`, `"lion"`, `"optax.lbfgs"`, ...).
+
+    Raises:
+      ValueError: there is none; the nearest names are suggested.
+      TypeError: it does not take these hyperparameters.
+
+    Example:
+      >>> named("newton-cg", max_iters=20).name
+      'newton-cg'
+    """
+    wanted = name.lower().replace("_", "-")
+    if wanted in OPTIMIZERS:
+        return OPTIMIZERS[wanted](**hyperparameters)
+    factory = optax_factory(name)
+    if factory is None:
+        known = [*OPTIMIZERS, *optax_names()]
+        close = difflib.get_close_matches(wanted, known, 3, 0.6)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        msg = f"unknown method {name!r}: {hint or f'choose from {sorted(OPTIMIZERS)} or optax.'}"
+        raise ValueError(msg)
+    return _from_factory(factory, name, **hyperparameters)
+
+
+@memoized
+def _from_factory(factory: Callable, name: str, **hyperparameters) -> Optimizer:
+    rate = inspect.signature(factory).parameters.get("learning_rate")
+    if rate is not None and rate.default is rate.empty:
+        hyperparameters.setdefault("learning_rate", DEFAULT_LEARNING_RATE)
+    return from_optax(factory(**hyperparameters), name=name)
+
+
+def optax_factory(name: str) -> Callable | None:
+    """Optax's optimizer factory of that name (with or without "optax."), or None."""
+    plain = name.removeprefix("optax.").lower().replace("-", "_")
+    if plain not in optax_names():
+        return None
+    return getattr(optax, plain, None) or getattr(optax.contrib, plain)
+
+
+def optax_names() -> list[str]:
+    """The names of optax's optimizers, plain and contributed."""
+    from optax import contrib
+
+    found = []
+    for module in (optax, contrib):
+        for name, factory in vars(module).items():
+            if inspect.isfunction(factory) and not name.startswith(("_", "scale_by")):
+                parameters = inspect.signature(factory).parameters
+                if "learning_rate" in parameters and name not in found:
+                    found.append(name)
+    return sorted(found)
+
+
+__all__ = [
+    "OPTIMIZERS",
+    "Optimizer",
+    "StepInfo",
+    "adam",
+    "as_optax",
+    "bfgs",
+    "from_optax",
+    "gauss_newton",
+    "gradient_descent",
+    "lbfgs",
+    "levenberg_marquardt",
+    "named",
+    "newton",
+    "newton_cg",
+    "optax_names",
+    "second_order",
+    "trust_region_newton",
+]

@@ -1,0 +1,66 @@
+"""BFGS with the dense inverse Hessian and a strong Wolfe search.
+
+Reference: Nocedal & Wright (2006), Algorithm 6.1 and eq. 6.20 for the first scaling.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Key, memoized
+from optikit.core.tree import HIGHEST
+from optikit.globalize import Globalize, wolfe
+from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.optimizers.quasi_newton import first_scale, is_curved, search_along
+
+
+class BfgsState(NamedTuple):
+    """What the next BFGS step needs."""
+
+    inverse_hessian: Float[Array, "n n"]  # symmetric positive definite
+    fresh: Bool[Array, ""]  # no pair has been learnt yet
+
+
+@memoized
+def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
+    """BFGS: dense inverse Hessian, O(n^2) memory and flops a step, one grad a trial.
+
+    Args:
+      globalize: a search that evaluates gradients; by default `wolfe()`.
+    """
+    globalize = wolfe() if globalize is None else globalize
+
+    def init(at: Eval) -> BfgsState:
+        gradient = ravel_pytree(at.grad)[0]
+        scale = first_scale(gradient)
+        return BfgsState(scale * jnp.eye(gradient.size, dtype=gradient.dtype), jnp.asarray(True))
+
+    def step(oracle: Oracle, at: Eval, state: BfgsState, key: Key):
+        del key
+        gradient = ravel_pytree(at.grad)[0]
+        direction = -jnp.matmul(state.inverse_hessian, gradient, precision=HIGHEST)
+        search, s, y = search_along(globalize, oracle, at, direction)
+        new = _updated(state, s, y, search.accepted)
+        return search.params, search.next, new, info_from_search(search)
+
+    return Optimizer(init, step, monotone=True, name="bfgs")
+
+
+def _updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> BfgsState:
+    """H+ = (I - rho s y^T) H (I - rho y s^T) + rho s s^T, if the pair is curved."""
+    learn = accepted & is_curved(s, y)
+    sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)
+    rho = 1 / jnp.where(learn, sy, 1)
+    rescale = learn & state.fresh
+    h = jnp.where(
+        rescale,
+        sy / jnp.where(learn, yy, 1) * jnp.eye(s.size, dtype=s.dtype),
+        state.inverse_hessian,
+    )
+    hy = jnp.matmul(h, y, precision=HIGHEST)
+    cross = jnp.outer(s, hy)
+    new = h - rho * (cross + cross.T) + rho * (1 + rho * jnp.vdot(y, hy)) * jnp.outer(s, s)
+    return BfgsState(jnp.where(learn, new, state.inverse_hessian), state.fresh & ~learn)

@@ -1,0 +1,85 @@
+"""The step protocol: one shape for first- and second-order, full-batch and stochastic methods."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Key, Params, Scalar, Status
+from optikit.globalize import Search
+
+State = Any
+
+
+class StepInfo(NamedTuple):
+    """What an observer wants to know of a step.
+
+    Attributes:
+      step_norm: the Euclidean length of the step taken, 0 if none was.
+      accepted: whether the parameters moved.
+      counts: oracle calls of this step alone.
+      predicted: the decrease that the method's curvature model promised from the point where the
+        step began; a static None for a method without such a model.
+      status: RUNNING, or why the method cannot go on.
+      extras: a dict of what is particular to the method, e.g. its step size or damping.
+    """
+
+    step_norm: Scalar
+    accepted: Bool[Array, ""]
+    counts: Counts
+    predicted: Scalar | None
+    status: Int[Array, ""]
+    extras: dict[str, Array]
+
+
+def keep(params: Params, state: State) -> Params:
+    """The read-out of a method whose iterates are its answer."""
+    del state
+    return params
+
+
+def value_and_grad(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
+    """The evaluation that most methods need of a point: one grad."""
+    return oracle.value_and_grad(params), Counts(grad=1)
+
+
+class Optimizer(NamedTuple):
+    """A method.
+
+    Attributes:
+      init: Eval -> State, with every array in the dtypes of the evaluation.
+      step: (oracle, at, state, key) -> (params, next, state, info). `at` is the evaluation of the
+        current parameters on the oracle's data. `next` is the evaluation of the new ones if the
+        step's own search already paid for it, else a static None and the loop evaluates.
+      readout: (params, state) -> the parameters to report, e.g. an average of iterates.
+      evaluate: (oracle, params) -> (Eval, Counts): how the loop evaluates a point for the method.
+      monotone: a static promise that on fixed data the value never rises beyond rounding and no
+        non-finite point is accepted, so the current point is always the best seen.
+      name: for messages and reports.
+    """
+
+    init: Callable[[Eval], State]
+    step: Callable[[Oracle, Eval, State, Key], tuple[Params, Eval | None, State, StepInfo]]
+    readout: Callable[[Params, State], Params] = keep
+    evaluate: Callable[[Oracle, Params], tuple[Eval, Counts]] = value_and_grad
+    monotone: bool = False
+    name: str = "optimizer"
+
+
+def info_from_search(search: Search, **extras: Array) -> StepInfo:
+    """A StepInfo that reports a search as it went."""
+    return StepInfo(
+        step_norm=search.step_norm,
+        accepted=search.accepted,
+        counts=search.counts,
+        predicted=search.predicted,
+        status=search.status,
+        extras={"step_size": search.step_size, **extras},
+    )
+
+
+def running() -> Int[Array, ""]:
+    """The status of a step that went well."""
+    return jnp.asarray(Status.RUNNING.value, jnp.int32)

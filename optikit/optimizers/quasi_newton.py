@@ -1,0 +1,41 @@
+"""What BFGS and L-BFGS share: a step along a direction, and the pair that it teaches."""
+
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Scalar, times, tree
+from optikit.globalize import Globalize, Search
+from optikit.linalg import Direction
+
+
+def search_along(
+    globalize: Globalize, oracle: Oracle, at: Eval, direction: Float[Array, " n"]
+) -> tuple[Search, Float[Array, " n"], Float[Array, " n"]]:
+    """Search along a direction; with it, the pair (s, y) of parameter and gradient differences."""
+    gradient, unravel = ravel_pytree(at.grad)
+    dtype = at.value.dtype
+    slope = jnp.vdot(gradient, direction).astype(dtype)
+    # a quasi-Newton direction minimises its model: <d, B d> = -<g, d>
+    proposal = Direction(unravel(direction), slope, -slope, jnp.asarray(False), times(0, Counts()))
+    search = globalize.search(oracle, at, lambda radius: proposal, globalize.init(at))
+    if search.next is None:
+        msg = "a quasi-Newton method needs a search that evaluates gradients; got one on values."
+        raise TypeError(msg)
+    s = ravel_pytree(tree.subtract(search.params, at.params))[0]
+    y = ravel_pytree(tree.subtract(search.next.grad, at.grad))[0]
+    return search, s, y
+
+
+def is_curved(s: Array, y: Array) -> Bool[Array, ""]:
+    """Whether <s, y> is positive beyond rounding, at any scale of s and y."""
+    product = jnp.vdot(s, y)
+    lengths = jnp.linalg.norm(s) * jnp.linalg.norm(y)
+    return product > 8 * tree.eps(s.dtype) * lengths
+
+
+def first_scale(gradient: Array) -> Scalar:
+    """The length of the first step per unit of gradient: min(1, 1/|g|)."""
+    size = jnp.linalg.norm(gradient)
+    return jnp.minimum(1, 1 / jnp.where(size > 0, size, 1))

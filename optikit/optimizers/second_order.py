@@ -1,0 +1,145 @@
+"""Newton, Newton-CG, Gauss-Newton, trust regions: one composition of three parts.
+
+curvature x solve x globalize: which matrix, how its quadratic model is minimised, how far the step
+is trusted. The names are assembled here; each part stands in its own room.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optikit.calculus import Eval, Oracle
+from optikit.calculus.oracle import CurvatureKind
+from optikit.core import Key, Scalar, memoized, tally, tree
+from optikit.globalize import Globalize, backtracking, trust_region
+from optikit.linalg import Subproblem, cholesky, conjugate_gradients, qr
+from optikit.optimizers.protocol import Optimizer, info_from_search, value_and_grad
+
+LOOSEST, TIGHTEST = 0.5, 1e-6
+"""Bounds on the relative residual at which an inner iteration stops."""
+
+
+class SecondOrderState(NamedTuple):
+    """What the next step needs besides the evaluation."""
+
+    globalize: Any
+    forcing: Scalar  # relative residual for the inner solver
+    gradient_norm: Scalar  # where the last step began
+
+
+@memoized
+def second_order(
+    *,
+    curvature: CurvatureKind = "hessian",
+    solve: Subproblem | None = None,
+    globalize: Globalize | None = None,
+    name: str = "second-order",
+) -> Optimizer:
+    """A second-order method from its parts.
+
+    Args:
+      curvature: "hessian", "ggn", "fisher" or "empirical-fisher".
+      solve: how the model is minimised; by default `conjugate_gradients()`.
+      globalize: by default `backtracking()`.
+
+    Returns: a monotone Optimizer. Its inner accuracy follows Eisenstat & Walker (1996), choice 2:
+    0.9 (|g| / |g_previous|)^1.5, which keeps superlinear convergence without solving early models
+    to digits that do not matter.
+
+    Example:
+      >>> import optikit as ok
+      >>> method = second_order(curvature="hessian", solve=cholesky())
+      >>> bool(ok.minimize(lambda x: (x**2).sum() + x[0] ** 4, jnp.ones(3), method=method).success)
+      True
+    """
+    solve = conjugate_gradients() if solve is None else solve
+    globalize = backtracking() if globalize is None else globalize
+
+    def init(at: Eval) -> SecondOrderState:
+        dtype = at.value.dtype
+        return SecondOrderState(
+            globalize.init(at), jnp.full((), LOOSEST, dtype), tree.norm(at.grad).astype(dtype)
+        )
+
+    def step(oracle: Oracle, at: Eval, state: SecondOrderState, key: Key):
+        size = tree.norm(at.grad).astype(at.value.dtype)
+        forcing = _forcing(size, state)
+        model = solve.prepare(oracle, at, curvature, key)
+        search = globalize.search(
+            oracle, at, lambda radius: model.propose(radius, forcing), state.globalize
+        )
+        search = search._replace(counts=tally(model.counts, search.counts))
+        new = SecondOrderState(search.state, forcing, size)
+        return search.params, search.next, new, info_from_search(search)
+
+    evaluate = solve.evaluate or value_and_grad
+    return Optimizer(init, step, evaluate=evaluate, monotone=True, name=name)
+
+
+def _forcing(size: Scalar, state: SecondOrderState) -> Scalar:
+    shrunk = size / jnp.where(state.gradient_norm > 0, state.gradient_norm, 1)
+    eta = 0.9 * shrunk**1.5
+    guard = 0.9 * state.forcing**1.5  # do not tighten much faster than the last step did
+    eta = jnp.where(guard > 0.1, jnp.maximum(eta, guard), eta)
+    return jnp.clip(eta, TIGHTEST, LOOSEST)
+
+
+@memoized
+def newton(*, max_trials: int = 40) -> Optimizer:
+    """Dense Newton with backtracking, safe on indefinite and singular Hessians.
+
+    Positive definite Hessians are factorised by Cholesky; otherwise the step uses |H| and leaves
+    saddles along the most negative curvature. Per step: one hessian, n^3/3 flops, one grad a trial.
+    """
+    return second_order(
+        curvature="hessian",
+        solve=cholesky(),
+        globalize=backtracking(max_trials=max_trials),
+        name="newton",
+    )
+
+
+@memoized
+def newton_cg(*, max_iters: int | None = None, max_trials: int = 40) -> Optimizer:
+    """Truncated Newton by conjugate gradients with backtracking; follows negative curvature.
+
+    Per step: one grad to linearise, one hvp per inner iteration (at most `max_iters`; by default
+    twice the number of parameters, at most 500), one grad a trial. Memory: a few parameter vectors.
+    """
+    return second_order(
+        curvature="hessian",
+        solve=conjugate_gradients(max_iters=max_iters),
+        globalize=backtracking(max_trials=max_trials),
+        name="newton-cg",
+    )
+
+
+@memoized
+def trust_region_newton(*, radius: float | None = None, max_iters: int | None = None) -> Optimizer:
+    """Steihaug's trust region with the true Hessian; follows negative curvature to the boundary.
+
+    Args:
+      radius: the first radius; by default max(1, |params|).
+      max_iters: inner iterations per proposal, as for `newton_cg`.
+    """
+    return second_order(
+        curvature="hessian",
+        solve=conjugate_gradients(max_iters=max_iters),
+        globalize=trust_region(radius=radius),
+        name="trust-region",
+    )
+
+
+@memoized
+def gauss_newton(*, max_trials: int = 40) -> Optimizer:
+    """Gauss-Newton with backtracking for sums of squares: QR of the Jacobian, never J^T J.
+
+    For `residuals(...)`, and `composite(predict, squared_error)` with at most an L2 penalty. Per
+    step: one jacobian, 2 m n^2 flops, one value a trial.
+    """
+    return second_order(
+        curvature="ggn",
+        solve=qr(),
+        globalize=backtracking(max_trials=max_trials, gradients=False),
+        name="gauss-newton",
+    )

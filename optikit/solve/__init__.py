@@ -1,0 +1,8 @@
+"""Drivers: compiled loops that take an objective, a start and a method to a Solution."""
+
+from optikit.solve.fit import Budget, fit
+from optikit.solve.least_squares import least_squares
+from optikit.solve.minimize import minimize
+from optikit.solve.solution import Solution, Trace
+
+__all__ = ["Budget", "Solution", "Trace", "fit", "least_squares", "minimize"]

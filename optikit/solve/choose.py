@@ -1,0 +1,30 @@
+"""`method="auto"`: by structure, then by size."""
+
+from optikit.calculus import Objective
+from optikit.calculus.affine import affine_terms
+from optikit.calculus.objective import outputs_of, residual_vector, split_data
+from optikit.core import Params, tree
+
+DENSE_BLACK_BOX = 100
+"""Parameters up to which a black box's Hessian, at n products, is worth having."""
+
+DENSE_STRUCTURED = 2000
+"""Parameters up to which a linear model's Hessian, at one Gram product, is worth having."""
+
+DENSE_JACOBIAN = 1000
+"""Parameters up to which a dense least-squares step is worth its 2 m n^2 flops."""
+
+
+def choose(objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
+    """The name of a method and the reason for it, from what is known without running anything."""
+    n = tree.size(params)
+    if objective.kind == "residuals" and residual_vector(objective) and n <= DENSE_JACOBIAN:
+        return "levenberg-marquardt", f"residuals of {n} parameters: a dense Jacobian is cheap"
+    if objective.kind == "composite" and n <= DENSE_STRUCTURED:
+        inputs = split_data(objective, args)[0]
+        model = affine_terms(lambda p, x: outputs_of(objective, p, x), params, inputs)
+        if model is not None:
+            return "newton", f"a linear model of {n} parameters: its Hessian is a Gram product"
+    if n <= DENSE_BLACK_BOX:
+        return "newton", f"{n} parameters: a dense Hessian costs at most {n} products"
+    return "lbfgs", f"{n} parameters without known structure: gradients only"

@@ -1,0 +1,80 @@
+"""`least_squares`: half the sum of squared residuals, by methods that use the Jacobian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optikit.calculus import Eval, Objective, residuals
+from optikit.calculus.objective import fingerprint, residual_vector
+from optikit.calculus.validate import as_params
+from optikit.core import Params, Scalar, tree
+from optikit.linalg.least_squares import column_norms
+from optikit.optimizers import StepInfo
+from optikit.solve.loop import Progress, gradient_criterion
+from optikit.solve.minimize import Method, solve
+from optikit.solve.solution import Solution
+
+
+def least_squares(
+    residual: Objective | Callable[..., Any],
+    params: Params,
+    *,
+    method: Method = "levenberg-marquardt",
+    args: tuple = (),
+    tol: float | None = None,
+    max_steps: int = 1000,
+    has_aux: bool = False,
+    trace: bool = False,
+) -> Solution:
+    """Minimise |residual(params, *args)|^2 / 2 over params.
+
+    Converged is judged free of scale, so neither the units of the residuals nor of the parameters
+    matter: the residual is orthogonal to every column of the Jacobian, or the undamped step no
+    longer moves the parameters. `sol.value` is |r|^2 / 2 as in MINPACK and scipy.
+
+    Args:
+      residual: a pure function (params, *args) -> pytree of residuals; or an Objective from
+        `residuals(...)`, or from `composite(predict, squared_error)`.
+      method: "levenberg-marquardt", "gauss-newton", "dogleg", an Optimizer, or any method for
+        smooth functions.
+      tol: relative, of the tests above; by default 1e-10 in float64 and 1e-4 in float32.
+
+    Raises:
+      TypeError: parameters that are not floating point, an objective that is no sum of squares.
+      ValueError: an unknown method.
+
+    Example:
+      >>> def decay(p, t, y):
+      ...     return p[0] * jnp.exp(-p[1] * t) - y
+      >>> t = jnp.linspace(0.0, 2.0, 20)
+      >>> sol = least_squares(decay, jnp.array([1.0, 1.0]), args=(t, 3.0 * jnp.exp(-0.5 * t)))
+      >>> [round(float(v), 4) for v in sol.params]
+      [3.0, 0.5]
+    """
+    objective = residuals(residual, has_aux=has_aux)
+    if residual_vector(objective) is None:
+        msg = (
+            f"least_squares needs a sum of squares; got {fingerprint(objective)}: use "
+            "residuals(fun) or composite(predict, squared_error) with at most an L2 penalty."
+        )
+        raise TypeError(msg)
+    if tol is None:
+        tol = 1e-10 if tree.inner_dtype(as_params(params)) == jnp.float64 else 1e-4
+    return solve(objective, params, method, args, tol, max_steps, trace, None, residual_criterion)
+
+
+def residual_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bool[Array, ""]:
+    """|J_j^T r| <= tol |J_j| |r| for every column j, where the Jacobian is at hand.
+
+    Levenberg-Marquardt judges itself, by stronger tests; a method for smooth functions is judged
+    by its gradient.
+    """
+    if not isinstance(at.local, tuple) or len(at.local) != 2:
+        return gradient_criterion(at, info, p, tol)
+    if "damping" in info.extras:
+        return jnp.asarray(False)
+    r, jacobian = at.local
+    bound = tol * column_norms(jacobian) * jnp.linalg.norm(r)
+    return jnp.all(jnp.abs(tree.ravel(at.grad)) <= bound)

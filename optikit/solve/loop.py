@@ -1,0 +1,201 @@
+"""The compiled loop that drives any Optimizer on fixed data, and decides when it is over.
+
+`begin` evaluates the start; `advance` steps until the status is no longer RUNNING or a traced limit
+of steps is reached, so one executable serves every chunk of a run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Key, Params, Scalar, Status, tally, tree
+from optikit.globalize.search import noise
+from optikit.optimizers import Optimizer, StepInfo
+from optikit.optimizers.protocol import keep
+from optikit.solve.solution import Trace
+
+STALL_AFTER = 10
+"""Consecutive steps that leave every parameter as it was, after which a method has stalled."""
+
+Criterion = Callable[[Eval, StepInfo, "Progress", Scalar], Bool[Array, ""]]
+"""(new evaluation, step report, progress before the step, tolerance) -> converged."""
+
+
+class Progress(NamedTuple):
+    """A solve under way: all that is needed to go on."""
+
+    at: Eval
+    best: Eval | None  # a static None for monotone methods, whose current point is the best
+    state: Any
+    counts: Counts
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+    still: Int[Array, ""]  # consecutive steps without movement
+    start_grad: Scalar  # max|g| at the start
+    key: Key
+    trace: Trace | None
+
+
+def begin(
+    optimizer: Optimizer, oracle: Oracle, params: Params, key: Key, *, trace_rows: int = 0
+) -> Progress:
+    """The state of a solve before its first step, with the start evaluated."""
+    at, price = optimizer.evaluate(oracle, params)
+    counts = tally(price)
+    usable = _usable(at)
+    status = jnp.where(usable, Status.RUNNING.value, Status.NOT_FINITE.value).astype(jnp.int32)
+    largest = tree.max_abs(at.grad).astype(at.value.dtype)
+    zero = jnp.asarray(0, jnp.int32)
+    trace = _blank_trace(at, largest, counts, trace_rows) if trace_rows else None
+    return Progress(
+        at=at,
+        best=None if optimizer.monotone else at,
+        state=optimizer.init(at),
+        counts=counts,
+        steps=zero,
+        status=status,
+        still=zero,
+        start_grad=largest,
+        key=key,
+        trace=trace,
+    )
+
+
+def advance(
+    optimizer: Optimizer,
+    oracle: Oracle,
+    progress: Progress,
+    limit: Int[Array, ""] | int,
+    tol: Scalar,
+    criterion: Criterion,
+) -> Progress:
+    """Steps until the status changes or `limit` steps have been taken in all."""
+
+    def running(p: Progress) -> Array:
+        return (p.status == Status.RUNNING.value) & (p.steps < limit)
+
+    return lax.while_loop(
+        running, lambda p: one_step(optimizer, oracle, p, tol, criterion), progress
+    )
+
+
+def one_step(
+    optimizer: Optimizer, oracle: Oracle, p: Progress, tol: Scalar, criterion: Criterion
+) -> Progress:
+    """One step, evaluated, judged and entered in the books."""
+    key = jax.random.fold_in(p.key, p.steps)
+    params, at, state, info = optimizer.step(oracle, p.at, p.state, key)
+    counts = tally(p.counts, info.counts)
+    if at is None:
+        at, price = optimizer.evaluate(oracle, params)
+        counts = tally(counts, price)
+    usable = _usable(at)
+    still = jnp.where(_moved(p.at.params, params), 0, p.still + 1)
+    status = _judge(at, info, usable, still, criterion(at, info, p, tol))
+    largest = tree.max_abs(at.grad).astype(at.value.dtype)
+    steps = p.steps + 1
+    trace = None
+    if p.trace is not None:
+        trace = _recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
+    kept = tree.where(usable, at, p.at)
+    best = None
+    if p.best is not None:
+        # a converged point is the answer even where another was lower by a rounding
+        better = usable & ((at.value < p.best.value) | (status == Status.CONVERGED.value))
+        best = tree.where(better, at, p.best)
+    return Progress(kept, best, state, counts, steps, status, still, p.start_grad, p.key, trace)
+
+
+def finished(p: Progress, optimizer: Optimizer, oracle: Oracle) -> tuple[Eval, Progress]:
+    """The evaluation to report: the best point, or the method's own read-out."""
+    at = p.at if p.best is None else p.best
+    if optimizer.readout is keep:
+        return at, p
+    averaged, price = optimizer.evaluate(oracle, optimizer.readout(p.at.params, p.state))
+    use = _usable(averaged) & ((averaged.value <= at.value) | (p.best is None))
+    return tree.where(use, averaged, at), p._replace(counts=tally(p.counts, price))
+
+
+def gradient_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bool[Array, ""]:
+    """max|g| <= tol max(1, max|g0|), and no relative decrease beyond tol is in sight.
+
+    What is in sight is what the method's curvature model promised at the last step, scaled down as
+    the gradient has shrunk since; for a method without a model, the first-order change of the
+    objective over a relative unit of each parameter, max |g_i| max(|x_i|, 1) (Dennis & Schnabel
+    1983, section 7.2). The second test keeps an enormous first gradient from making a far point
+    look solved.
+    """
+    dtype = at.value.dtype
+    largest = tree.max_abs(at.grad).astype(dtype)
+    small = largest <= tol * jnp.maximum(1, p.start_grad)
+    return small & (in_sight(at, info, p) <= tol * jnp.maximum(1, jnp.abs(at.value)))
+
+
+def in_sight(at: Eval, info: StepInfo, p: Progress) -> Scalar:
+    """The decrease still to be expected at `at`; see `gradient_criterion`."""
+    dtype = at.value.dtype
+    if info.predicted is None:
+        reach = jax.tree.map(
+            lambda g, x: jnp.abs(g) * jnp.maximum(jnp.abs(x), 1), at.grad, at.params
+        )
+        return tree.max_abs(reach).astype(dtype)
+    before = tree.max_abs(p.at.grad).astype(dtype)
+    now = tree.max_abs(at.grad).astype(dtype)
+    shrunk = jnp.where(before > 0, jnp.minimum(now / jnp.where(before > 0, before, 1), 1), 1)
+    return jnp.abs(info.predicted) * shrunk
+
+
+def _usable(at: Eval) -> Bool[Array, ""]:
+    return jnp.isfinite(at.value) & tree.all_finite(at.grad)
+
+
+def _moved(old: Params, new: Params) -> Bool[Array, ""]:
+    changed = jax.tree.map(lambda a, b: jnp.any(a != b), old, new)
+    return jnp.any(jnp.stack(jax.tree.leaves(changed)))
+
+
+def _judge(
+    at: Eval,
+    info: StepInfo,
+    usable: Bool[Array, ""],
+    still: Int[Array, ""],
+    converged: Bool[Array, ""],
+) -> Int[Array, ""]:
+    """The status after a step; the last line that applies wins."""
+    status = info.status
+    status = jnp.where(still >= STALL_AFTER, Status.STALLED.value, status)
+    if info.predicted is not None:
+        gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
+        resolved = jnp.abs(info.predicted) <= noise(at.value)
+        status = jnp.where(gave_up & resolved, Status.CONVERGED_TO_PRECISION.value, status)
+    status = jnp.where(converged & usable, Status.CONVERGED.value, status)
+    bottom = -jnp.sqrt(jnp.finfo(at.value.dtype).max).astype(at.value.dtype)
+    status = jnp.where(at.value < bottom, Status.UNBOUNDED.value, status)
+    lost = ~usable & (status != Status.UNBOUNDED.value)
+    return jnp.where(lost, Status.NOT_FINITE.value, status).astype(jnp.int32)
+
+
+def _blank_trace(at: Eval, largest: Scalar, counts: Counts, rows: int) -> Trace:
+    nan = jnp.full(rows, jnp.nan, at.value.dtype)
+    return Trace(
+        value=nan.at[0].set(at.value),
+        grad_norm=nan.at[0].set(largest),
+        step_norm=nan.at[0].set(0),
+        counts=jax.tree.map(lambda n: jnp.full(rows, n, jnp.int32), counts),
+    )
+
+
+def _recorded(trace: Trace, row, value, largest, step_norm, counts: Counts) -> Trace:
+    """The trace with a row written; later rows take the ledger's new state."""
+    later = jnp.arange(trace.value.size, dtype=jnp.int32) >= row
+    return Trace(
+        value=trace.value.at[row].set(value),
+        grad_norm=trace.grad_norm.at[row].set(largest),
+        step_norm=trace.step_norm.at[row].set(step_norm),
+        counts=jax.tree.map(lambda old, n: jnp.where(later, n, old), trace.counts, counts),
+    )

@@ -1,0 +1,147 @@
+"""`minimize`: a smooth function of any pytree, by any method, in one compiled program."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optikit.calculus import Objective, bind
+from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.core import Key, Params, Status, tree
+from optikit.optimizers import Optimizer, from_optax, named
+from optikit.solve.choose import choose
+from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
+from optikit.solve.solution import Solution, default_tolerance
+
+Method = str | Optimizer | optax.GradientTransformation
+
+
+def minimize(
+    fun: Objective | Callable[..., Any],
+    params: Params,
+    *,
+    method: Method = "auto",
+    args: tuple = (),
+    tol: float | None = None,
+    max_steps: int = 1000,
+    has_aux: bool = False,
+    trace: bool = False,
+    key: Key | None = None,
+) -> Solution:
+    """Minimise fun(params, *args) over params, starting at params.
+
+    Converged means max|g| <= tol max(1, max|g0|) and a predicted relative decrease below tol; see
+    `optikit.solve.loop.gradient_criterion`. Everything that goes wrong at run time is a status,
+    never an exception: the best point seen comes back with it.
+
+    Works under `jit` and `vmap`. Compiled once per function, method and shapes: data belongs in
+    `args`, not in a closure, and a lambda written anew at each call compiles anew.
+
+    Args:
+      fun: a pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`; or an
+        Objective, whose structure some methods use.
+      params: a pytree of real floating-point arrays.
+      method: a name in `ok.optimizers.OPTIMIZERS` or of optax, an Optimizer, an optax
+        transformation, or "auto", which chooses by structure and size and says why.
+      tol: by default 1e-8 in float64 and 1e-4 in float32.
+      max_steps: a budget, not a hyperparameter: changing it does not recompile without a trace.
+      trace: record value, gradient norm, step and counts at every step.
+      key: for methods that draw random numbers.
+
+    Raises:
+      TypeError: parameters that are not floating point, a function that is not scalar.
+      ValueError: an unknown method, no parameters, a negative budget.
+
+    Example:
+      >>> def rosenbrock(x, b):
+      ...     return (1 - x[0]) ** 2 + b * (x[1] - x[0] ** 2) ** 2
+      >>> sol = minimize(rosenbrock, jnp.array([-1.2, 1.0]), method="newton", args=(100.0,))
+      >>> bool(sol.success), [round(float(v), 3) for v in sol.params]
+      (True, [1.0, 1.0])
+    """
+    objective = as_objective(fun, has_aux=has_aux)
+    return solve(objective, params, method, args, tol, max_steps, trace, key, gradient_criterion)
+
+
+def solve(
+    objective: Objective,
+    params: Params,
+    method: Method,
+    args: tuple,
+    tol: float | None,
+    max_steps: int,
+    trace: bool,
+    key: Key | None,
+    criterion: Criterion,
+) -> Solution:
+    """The common body of the deterministic drivers: check, choose, compile, run."""
+    params, args = as_params(params), as_args(args)
+    value = check_scalar(objective, params, args)
+    optimizer, reason = as_optimizer(method, objective, params, args)
+    if isinstance(max_steps, int) and max_steps < 0:
+        msg = f"max_steps must not be negative; got {max_steps}."
+        raise ValueError(msg)
+    tol = default_tolerance(value.dtype) if tol is None else tol
+    return _run(
+        params,
+        args,
+        jnp.asarray(tol, value.dtype),
+        jnp.asarray(max_steps, jnp.int32),
+        jax.random.key(0) if key is None else key,
+        objective=objective,
+        optimizer=optimizer,
+        criterion=criterion,
+        trace_rows=int(max_steps) + 1 if trace else 0,
+        reason=reason,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("objective", "optimizer", "criterion", "trace_rows", "reason")
+)
+def _run(
+    params, args, tol, max_steps, key, *, objective, optimizer, criterion, trace_rows, reason
+) -> Solution:
+    oracle = bind(objective, args)
+    progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
+    at, progress = finished(progress, optimizer, oracle)
+    ended = progress.status != Status.RUNNING.value
+    return Solution(
+        params=at.params,
+        value=at.value,
+        aux=at.aux,
+        grad=at.grad,
+        grad_norm=tree.max_abs(at.grad).astype(at.value.dtype),
+        status=jnp.where(ended, progress.status, Status.MAX_STEPS.value).astype(jnp.int32),
+        steps=progress.steps,
+        counts=progress.counts,
+        trace=progress.trace,
+        method=optimizer.name,
+        reason=reason,
+    )
+
+
+def as_optimizer(
+    method: Method, objective: Objective, params: Params, args: tuple
+) -> tuple[Optimizer, str]:
+    """A method in any accepted form as an Optimizer, with the reason if it was chosen."""
+    if isinstance(method, Optimizer):
+        return method, ""
+    if isinstance(method, str):
+        if method == "auto":
+            name, reason = choose(objective, params, args)
+            return named(name), reason
+        return named(method), ""
+    if isinstance(method, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
+        return from_optax(method), ""
+    hint = (
+        "it is a factory: call it first." if inspect.isfunction(method) else
+        "give a name, an Optimizer or an optax transformation."
+    )  # fmt: skip
+    msg = f"method is {type(method).__name__} {getattr(method, '__name__', '')!r}: {hint}"
+    raise TypeError(msg)
