@@ -13,7 +13,7 @@ general derivatives. Being wrong is not an option here, being unable is.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,9 @@ class _Sum:
         if self.outputs_first:
             return (self.outputs, *self.lead)
         return (*self.lead, self.outputs)
+
+
+Mark = TypeVar("Mark", bound=View | _Sum)
 
 
 class _NotAffine(Exception):
@@ -248,9 +251,11 @@ def _product(eqn, ins, marks) -> _Sum:
 
 def _added(name, marks, shape):
     a, b = marks
-    if b is None or a is None:
-        mark = _with_data(a if b is None else b, shape)
-        return _negated(mark) if name == "sub" and a is None else mark
+    if b is None:
+        return _with_data(a, shape)
+    if a is None:
+        shifted = _with_data(b, shape)
+        return _negated(shifted) if name == "sub" else shifted
     like = a if isinstance(a, _Sum) else b
     if not isinstance(like, _Sum) or like.shape != shape:
         raise _NotAffine
@@ -258,12 +263,11 @@ def _added(name, marks, shape):
     layouts = [(m.lead, m.outputs, m.outputs_first) for m in (first, second)]
     if layouts[0] != layouts[1]:
         raise _NotAffine
-    if name == "sub":
-        second = _negated(second)
-    return dataclasses.replace(first, terms=first.terms + second.terms)
+    added = _negated(second).terms if name == "sub" else second.terms
+    return dataclasses.replace(first, terms=first.terms + added)
 
 
-def _with_data(mark, shape):
+def _with_data(mark: View | _Sum, shape: tuple[int, ...]) -> View | _Sum:
     """Parameters plus data: the data shifts, and may repeat the parameters over examples."""
     if mark.shape == shape:
         return mark
@@ -325,13 +329,12 @@ def _scaled(mark, factor):
     return _mapped(mark, lambda w: w * factor.astype(w.dtype))
 
 
-def _negated(mark):
+def _negated(mark: Mark) -> Mark:
     return _mapped(mark, jnp.negative)
 
 
-def _mapped(mark, function):
-    if isinstance(mark, View):
-        return mark.then(function, mark.shape)
-    return dataclasses.replace(
-        mark, terms=tuple(Term(t.rows, t.view.then(function, t.view.shape)) for t in mark.terms)
-    )
+def _mapped(mark: Mark, function: Callable[[Array], Array]) -> Mark:
+    if isinstance(mark, _Sum):
+        terms = tuple(Term(t.rows, t.view.then(function, t.view.shape)) for t in mark.terms)
+        return dataclasses.replace(mark, terms=terms)
+    return dataclasses.replace(mark, apply=lambda w: function(mark.apply(w)))

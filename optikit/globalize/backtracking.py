@@ -95,7 +95,7 @@ def backtracking(
             next=end if gradients else None,
             step_size=t,
             step_norm=t * tree.norm(direction.step).astype(dtype),
-            predicted=direction.predicted,
+            promised=direction.promised,
             accepted=run.accepted,
             state=state,
             counts=tally(direction.counts, times(run.trials, trials.price)),

@@ -21,7 +21,7 @@ class Search(NamedTuple):
       next: the evaluation there if the search paid for it, else a static None.
       step_size: the factor on the direction, or the trust radius.
       step_norm: |params - starting params|.
-      predicted: the model's decrease for the whole direction, before any cut.
+      promised: the decrease down to the model's minimum, `Direction.promised`.
       accepted: whether it moved.
       state: for the next search.
       counts: of directions and evaluations.
@@ -32,7 +32,7 @@ class Search(NamedTuple):
     next: Eval | None
     step_size: Scalar
     step_norm: Scalar
-    predicted: Scalar
+    promised: Scalar
     accepted: Bool[Array, ""]
     state: Any
     counts: Counts

@@ -24,7 +24,7 @@ class _Run(NamedTuple):
     radius: Scalar
     trial: Eval
     step_norm: Scalar
-    predicted: Scalar
+    promised: Scalar
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
@@ -85,7 +85,7 @@ def trust_region(
             new_radius = jnp.where(jnp.isfinite(new_radius), new_radius, c.radius / 4)
             first = c.trials == 0
             return _Run(
-                new_radius, trial, size, jnp.where(first, predicted, c.predicted), accepted,
+                new_radius, trial, size, jnp.where(first, direction.promised, c.promised), accepted,
                 c.seen_finite | finite, c.trials + 1,
                 tally(c.counts, direction.counts, evaluate.price),
             )  # fmt: skip
@@ -104,7 +104,7 @@ def trust_region(
             next=end,
             step_size=run.radius,
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
-            predicted=run.predicted,
+            promised=run.promised,
             accepted=run.accepted,
             state=run.radius,
             counts=run.counts,

@@ -114,7 +114,7 @@ def wolfe(
             next=run.best,
             step_size=run.low.t,
             step_norm=run.low.t * tree.norm(d).astype(dtype),
-            predicted=direction.predicted,
+            promised=direction.promised,
             accepted=accepted,
             state=state,
             counts=tally(direction.counts, times(run.trials, evaluate.price)),

@@ -30,6 +30,7 @@ class _Run(NamedTuple):
     iterations: Int[Array, ""]
     done: Bool[Array, ""]
     at_boundary: Bool[Array, ""]
+    convex: Bool[Array, ""]  # no direction of non-positive curvature so far
 
 
 @memoized
@@ -64,7 +65,7 @@ def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
             counts = times(run.iterations, op.price)
-            return Direction(s, slope, curvature, run.at_boundary, counts)
+            return Direction(s, slope, curvature, run.at_boundary, run.convex, counts)
 
         return Model(propose, tally(op.setup))
 
@@ -113,10 +114,10 @@ def _truncated(product, g: Params, radius: Scalar, forcing: Scalar, max_iters: i
         rr = tree.vdot(r, r)
         p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
         done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
-        return _Run(s, r, p, rr, c.iterations + 1, done, leave)
+        return _Run(s, r, p, rr, c.iterations + 1, done, leave, convex)
 
     zeros = tree.zeros_like(g)
-    start = _Run(
-        zeros, g, tree.negative(g), rr0, jnp.asarray(0, jnp.int32), rr0 == 0, jnp.asarray(False)
-    )
+    none = jnp.asarray(0, jnp.int32)
+    no, yes = jnp.asarray(False), jnp.asarray(True)
+    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes)
     return lax.while_loop(running, body, start)

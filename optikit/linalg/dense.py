@@ -1,8 +1,8 @@
 """Newton steps from a dense curvature matrix that may be indefinite or singular.
 
-A Cholesky factorisation where the matrix is safely positive definite; otherwise an
-eigendecomposition, whose eigenvalues are replaced by their absolute values, bounded below. The
-step then descends in every eigendirection and leaves saddles.
+A Cholesky factorisation where the matrix is safely positive definite, or is so after a shift of
+rounding size; otherwise an eigendecomposition, whose eigenvalues are replaced by their absolute
+values, bounded below. The step then descends in every eigendirection and leaves saddles.
 
 References: Nocedal & Wright (2006), section 3.4; Dauphin et al. (2014), "Identifying and attacking
 the saddle point problem", for |H|.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
@@ -25,8 +25,8 @@ from optikit.linalg.subproblem import Direction, Model, Subproblem
 def cholesky() -> Subproblem:
     """The dense Newton step as a Subproblem; the radius is ignored.
 
-    Cost: one dense curvature matrix, n^3/3 flops for its factorisation, about 9 n^3 more where it
-    is not safely positive definite.
+    Cost: one dense curvature matrix, n^3/3 flops for its factorisation, as many again where it
+    is singular to rounding, about 9 n^3 where it has negative eigenvalues.
     """
 
     def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
@@ -34,7 +34,7 @@ def cholesky() -> Subproblem:
         matrix = op.dense()
         gradient, unravel = ravel_pytree(at.grad)
         length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
-        step = newton_step(matrix, gradient, length)
+        step, convex = newton_step(matrix, gradient, length)
 
         def propose(radius: Scalar, forcing: Scalar) -> Direction:
             del radius, forcing
@@ -42,7 +42,8 @@ def cholesky() -> Subproblem:
             slope = jnp.vdot(gradient, step, precision=HIGHEST).astype(at.value.dtype)
             curvature = jnp.vdot(step, product, precision=HIGHEST).astype(at.value.dtype)
             free = times(0, op.price)
-            return Direction(unravel(step), slope, curvature, jnp.asarray(False), free)
+            no = jnp.asarray(False)
+            return Direction(unravel(step), slope, curvature, no, convex, free)
 
         return Model(propose, tally(op.matrix_price))
 
@@ -51,27 +52,40 @@ def cholesky() -> Subproblem:
 
 def newton_step(
     matrix: Float[Array, "n n"], gradient: Float[Array, " n"], length: Scalar
-) -> Float[Array, " n"]:
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """-|H|^-1 g with the small eigenvalues of |H| bounded below; -H^-1 g where H is safe.
+
+    Also whether H is convex to rounding.
 
     Args:
       length: a typical length of the parameters: how far to go along negative curvature at a
         point where the gradient itself gives no step.
     """
-    n = gradient.size
+    n, eps = gradient.size, tree.eps(matrix.dtype)
     factor = jnp.linalg.cholesky(matrix)
     pivots = jnp.diagonal(factor)
-    eps = tree.eps(matrix.dtype)
     # the squared ratio of pivots bounds the condition number from below
     safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > n * eps * jnp.max(pivots) ** 2)
 
-    def direct() -> Array:
-        return -jax.scipy.linalg.cho_solve((factor, True), gradient)
+    def solve(factor: Array) -> tuple[Array, Array]:
+        return -jax.scipy.linalg.cho_solve((factor, True), gradient), jnp.asarray(True)
 
-    return lax.cond(safe, direct, lambda: _saddle_free_step(matrix, gradient, length))
+    def unsafe() -> Array:
+        # singular to rounding, as with a parameter the model does not need: a shift of rounding
+        # size decides; only true negative curvature is worth an eigendecomposition
+        shift = 4 * n * eps * jnp.max(jnp.abs(jnp.diagonal(matrix)))
+        shifted = jnp.linalg.cholesky(matrix + shift * jnp.eye(n, dtype=matrix.dtype))
+        convex = jnp.all(jnp.isfinite(shifted)) & (shift > 0)
+        return lax.cond(
+            convex,
+            lambda: solve(shifted),
+            lambda: _saddle_free_step(matrix, gradient, length),
+        )
+
+    return lax.cond(safe, lambda: solve(factor), unsafe)
 
 
-def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> Array:
+def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> tuple[Array, Array]:
     finite = jnp.isfinite(matrix)
     values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))
     eps = tree.eps(matrix.dtype)
@@ -79,11 +93,12 @@ def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> Array:
     floor = jnp.where(largest > 0, eps ** (2 / 3) * largest, 1)
     along = jnp.matmul(vectors.T, gradient, precision=HIGHEST)
     coefficients = -along / jnp.maximum(jnp.abs(values), floor)
-    # on a saddle or a maximum the gradient gives no step: go along the most negative curvature
-    lost = jnp.linalg.norm(coefficients) < 1e-3 * length
-    escape = jnp.where(along[0] > 0, -1, 1).astype(matrix.dtype) * 0.1 * length
-    coefficients = coefficients.at[0].set(
-        jnp.where(lost & (values[0] < -floor), escape, coefficients[0])
-    )
+    # the gradient may have no part along the most negative curvature, on a saddle none at all
+    negative = values[0] < -floor
+    size = jnp.linalg.norm(coefficients)
+    least = 0.1 * jnp.where(size < 1e-3 * length, length, size)
+    sign = jnp.where(along[0] > 0, -1, 1).astype(matrix.dtype)
+    escape = sign * jnp.maximum(jnp.abs(coefficients[0]), least)
+    coefficients = coefficients.at[0].set(jnp.where(negative, escape, coefficients[0]))
     step = jnp.matmul(vectors, coefficients, precision=HIGHEST)
-    return jnp.where(jnp.all(finite), step, jnp.nan)
+    return jnp.where(jnp.all(finite), step, jnp.nan), ~negative

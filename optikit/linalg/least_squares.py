@@ -36,7 +36,8 @@ def qr() -> Subproblem:
             moved = jnp.matmul(jacobian, step, precision=HIGHEST)
             slope = jnp.vdot(r, moved, precision=HIGHEST).astype(at.value.dtype)
             curvature = jnp.vdot(moved, moved, precision=HIGHEST).astype(at.value.dtype)
-            return Direction(unravel(step), slope, curvature, jnp.asarray(False), tally(Counts()))
+            no, yes = jnp.asarray(False), jnp.asarray(True)
+            return Direction(unravel(step), slope, curvature, no, yes, tally(Counts()))
 
         return Model(propose, tally(Counts()))
 

@@ -23,6 +23,7 @@ class Direction(NamedTuple):
       slope: <g, s>, negative for a descent direction.
       curvature: <s, H s>; negative where negative curvature is followed.
       at_boundary: the radius stopped it.
+      convex: no negative curvature was met in the model; otherwise it has no minimum.
       counts: what proposing it cost.
     """
 
@@ -30,12 +31,18 @@ class Direction(NamedTuple):
     slope: Scalar
     curvature: Scalar
     at_boundary: Bool[Array, ""]
+    convex: Bool[Array, ""]
     counts: Counts
 
     @property
     def predicted(self) -> Scalar:
         """The decrease -m(s) that the model promises for the whole step."""
         return -(self.slope + self.curvature / 2)
+
+    @property
+    def promised(self) -> Scalar:
+        """The decrease down to the model's minimum: infinite where it has none."""
+        return jnp.where(self.convex, self.predicted, jnp.inf)
 
 
 class Model(NamedTuple):

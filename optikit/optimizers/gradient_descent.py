@@ -53,6 +53,7 @@ def gradient_descent(
             slope,
             jnp.zeros((), dtype),
             jnp.asarray(False),
+            jnp.asarray(True),
             times(0, Counts()),
         )
         search = search_along.search(oracle, at, lambda radius: direction, state.search)

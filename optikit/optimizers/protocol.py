@@ -21,7 +21,8 @@ class StepInfo(NamedTuple):
       accepted: whether the parameters moved.
       counts: oracle calls of this step alone.
       predicted: the decrease that the method's curvature model promised from the point where the
-        step began; a static None for a method without such a model.
+        step began, infinite if the model had negative curvature; a static None for a method
+        without such a model.
       status: RUNNING, or why the method cannot go on.
       extras: a dict of what is particular to the method, e.g. its step size or damping.
     """
@@ -74,7 +75,7 @@ def info_from_search(search: Search, **extras: Array) -> StepInfo:
         step_norm=search.step_norm,
         accepted=search.accepted,
         counts=search.counts,
-        predicted=search.predicted,
+        predicted=search.promised,
         status=search.status,
         extras={"step_size": search.step_size, **extras},
     )

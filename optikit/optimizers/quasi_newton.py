@@ -18,7 +18,9 @@ def search_along(
     dtype = at.value.dtype
     slope = jnp.vdot(gradient, direction).astype(dtype)
     # a quasi-Newton direction minimises its model: <d, B d> = -<g, d>
-    proposal = Direction(unravel(direction), slope, -slope, jnp.asarray(False), times(0, Counts()))
+    proposal = Direction(
+        unravel(direction), slope, -slope, jnp.asarray(False), jnp.asarray(True), times(0, Counts())
+    )
     search = globalize.search(oracle, at, lambda radius: proposal, globalize.init(at))
     if search.next is None:
         msg = "a quasi-Newton method needs a search that evaluates gradients; got one on values."

@@ -68,7 +68,13 @@ def second_order(
         search = globalize.search(
             oracle, at, lambda radius: model.propose(radius, forcing), state.globalize
         )
-        search = search._replace(counts=tally(model.counts, search.counts))
+        promised = search.promised
+        if search.next is not None:
+            # an exactly zero gradient may be a saddle met by symmetry: promise nothing until the
+            # next step has probed the curvature there
+            landed = (tree.max_abs(search.next.grad) == 0) & (size > 0)
+            promised = jnp.where(landed, jnp.inf, promised)
+        search = search._replace(counts=tally(model.counts, search.counts), promised=promised)
         new = SecondOrderState(search.state, forcing, size)
         return search.params, search.next, new, info_from_search(search)
 

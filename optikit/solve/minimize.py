@@ -80,18 +80,16 @@ def solve(
 ) -> Solution:
     """The common body of the deterministic drivers: check, choose, compile, run."""
     params, args = as_params(params), as_args(args)
-    value = check_scalar(objective, params, args)
     optimizer, reason = as_optimizer(method, objective, params, args)
     if isinstance(max_steps, int) and max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
-    tol = default_tolerance(value.dtype) if tol is None else tol
     return _run(
         params,
         args,
-        jnp.asarray(tol, value.dtype),
-        jnp.asarray(max_steps, jnp.int32),
-        jax.random.key(0) if key is None else key,
+        tol,
+        max_steps,
+        key,
         objective=objective,
         optimizer=optimizer,
         criterion=criterion,
@@ -106,6 +104,9 @@ def solve(
 def _run(
     params, args, tol, max_steps, key, *, objective, optimizer, criterion, trace_rows, reason
 ) -> Solution:
+    value = check_scalar(objective, params, args)  # while tracing: once per compilation
+    tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
+    key = jax.random.key(0) if key is None else key
     oracle = bind(objective, args)
     progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
     progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
