@@ -23,7 +23,7 @@ from optikit.core import Counts, Key, Params, tally, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.linalg import lanczos
 
-DENSE_UP_TO = 500
+DENSE_UP_TO = 1000
 """Parameters up to which the whole Hessian is built."""
 
 
@@ -104,11 +104,11 @@ def certify(
       fun: a function (params, *args) -> scalar, or an Objective.
       tol: a stationary point is one whose Newton step is at most tol max(1, |params|); by default
         1e-4 in float64 and 1e-2 in float32.
-      num_products: Hessian products for Lanczos, above 500 parameters.
+      num_products: Hessian products for Lanczos, above 1000 parameters.
       key: for the Lanczos start; fixed by default.
 
     Returns: a Certificate; `print` it for the statement in words. Cost: one grad and one hessian
-      up to 500 parameters, else 2 grads and `num_products` hvps; 33 values for a way out.
+      up to 1000 parameters, else 2 grads and `num_products` hvps; 33 values for a way out.
 
     Raises:
       TypeError: fun is not scalar, or a parameter not floating point.

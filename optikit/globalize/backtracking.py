@@ -96,6 +96,7 @@ def backtracking(
             step_size=t,
             step_norm=t * tree.norm(direction.step).astype(dtype),
             promised=direction.promised,
+            scale=direction.scale,
             accepted=run.accepted,
             state=state,
             counts=tally(direction.counts, times(run.trials, trials.price)),

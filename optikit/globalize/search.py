@@ -22,6 +22,7 @@ class Search(NamedTuple):
       step_size: the factor on the direction, or the trust radius.
       step_norm: |params - starting params|.
       promised: the decrease down to the model's minimum, `Direction.promised`.
+      scale: `Direction.scale`, for the next step's inner solver.
       accepted: whether it moved.
       state: for the next search.
       counts: of directions and evaluations.
@@ -33,6 +34,7 @@ class Search(NamedTuple):
     step_size: Scalar
     step_norm: Scalar
     promised: Scalar
+    scale: Scalar
     accepted: Bool[Array, ""]
     state: Any
     counts: Counts

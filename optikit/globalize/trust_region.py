@@ -25,6 +25,7 @@ class _Run(NamedTuple):
     trial: Eval
     step_norm: Scalar
     promised: Scalar
+    scale: Scalar
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
@@ -83,19 +84,26 @@ def trust_region(
             grown = jnp.where(direction.at_boundary, 2 * c.radius, c.radius)
             new_radius = jnp.where(poor, size / 4, jnp.where(good, grown, c.radius))
             new_radius = jnp.where(jnp.isfinite(new_radius), new_radius, c.radius / 4)
-            first = c.trials == 0
             return _Run(
-                new_radius, trial, size, jnp.where(first, direction.promised, c.promised), accepted,
-                c.seen_finite | finite, c.trials + 1,
-                tally(c.counts, direction.counts, evaluate.price),
-            )  # fmt: skip
+                radius=new_radius,
+                trial=trial,
+                step_norm=size,
+                promised=jnp.where(c.trials == 0, direction.promised, c.promised),
+                scale=direction.scale,
+                accepted=accepted,
+                seen_finite=c.seen_finite | finite,
+                trials=c.trials + 1,
+                counts=tally(c.counts, direction.counts, evaluate.price),
+            )
 
         no = jnp.asarray(False)
         zero = jnp.zeros((), dtype)
         run = lax.while_loop(
             running,
             body,
-            _Run(state, at, zero, zero, no, no, jnp.asarray(0, jnp.int32), times(0, Counts())),
+            _Run(
+                state, at, zero, zero, zero, no, no, jnp.asarray(0, jnp.int32), times(0, Counts())
+            ),
         )
         end = tree.where(run.accepted, run.trial, at)
         failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
@@ -105,6 +113,7 @@ def trust_region(
             step_size=run.radius,
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
             promised=run.promised,
+            scale=run.scale,
             accepted=run.accepted,
             state=run.radius,
             counts=run.counts,

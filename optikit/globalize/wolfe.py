@@ -115,6 +115,7 @@ def wolfe(
             step_size=run.low.t,
             step_norm=run.low.t * tree.norm(d).astype(dtype),
             promised=direction.promised,
+            scale=direction.scale,
             accepted=accepted,
             state=state,
             counts=tally(direction.counts, times(run.trials, evaluate.price)),

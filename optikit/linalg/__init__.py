@@ -4,10 +4,11 @@ from optikit.linalg.cg import conjugate_gradients
 from optikit.linalg.dense import cholesky
 from optikit.linalg.lanczos import Ritz, lanczos
 from optikit.linalg.least_squares import qr
-from optikit.linalg.subproblem import Direction, Model, Subproblem
+from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 __all__ = [
     "Direction",
+    "Inner",
     "Model",
     "Ritz",
     "Subproblem",

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Params, Scalar, memoized, tally, times, tree
-from optikit.linalg.subproblem import Direction, Model, Subproblem
+from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
 class _Run(NamedTuple):
@@ -30,7 +30,8 @@ class _Run(NamedTuple):
     iterations: Int[Array, ""]
     done: Bool[Array, ""]
     at_boundary: Bool[Array, ""]
-    convex: Bool[Array, ""]  # no direction of non-positive curvature so far
+    convex: Bool[Array, ""]  # no direction of negative curvature so far
+    scale: Scalar  # largest |H p| / |p| so far
 
 
 @memoized
@@ -52,9 +53,9 @@ def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
         length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
         limit = min(2 * tree.size(at.params), 500) if max_iters is None else max_iters
 
-        def propose(radius: Scalar, forcing: Scalar) -> Direction:
+        def propose(radius: Scalar, inner: Inner) -> Direction:
             gradient = _or_probe(at)
-            run = _truncated(product, gradient, radius, forcing, limit)
+            run = _truncated(product, gradient, radius, inner, limit)
             # <s, H s> = <s, r> - <s, g> with r = g + H s
             curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
             # on a saddle or a maximum the gradient gives no step: follow the curvature found
@@ -65,7 +66,9 @@ def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
             counts = times(run.iterations, op.price)
-            return Direction(s, slope, curvature, run.at_boundary, run.convex, counts)
+            return Direction(
+                s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts
+            )
 
         return Model(propose, tally(op.setup))
 
@@ -85,12 +88,13 @@ def _or_probe(at: Eval) -> Params:
     return jax.tree.map(probe, at.grad)
 
 
-def _truncated(product, g: Params, radius: Scalar, forcing: Scalar, max_iters: int) -> _Run:
-    """CG on H s = -g until |r| <= forcing |g|, the radius, or non-positive curvature."""
+def _truncated(product, g: Params, radius: Scalar, inner: Inner, max_iters: int) -> _Run:
+    """CG on H s = -g until |r| <= forcing |g|, the radius, or curvature that is not positive."""
     rr0 = tree.vdot(g, g)
     dtype = rr0.dtype
-    radius, forcing = radius.astype(dtype), forcing.astype(dtype)
-    eps = tree.eps(dtype)
+    radius, forcing = radius.astype(dtype), inner.forcing.astype(dtype)
+    eps = tree.eps(dtype) * tree.size(g) ** 0.5
+    bounded = jnp.isfinite(radius)
 
     def running(c: _Run) -> Array:
         return ~c.done & (c.iterations < max_iters)
@@ -98,15 +102,18 @@ def _truncated(product, g: Params, radius: Scalar, forcing: Scalar, max_iters: i
     def body(c: _Run) -> _Run:
         hp = product(c.p)
         pp, php = tree.vdot(c.p, c.p), tree.vdot(c.p, hp)
-        flat = eps * jnp.sqrt(pp * tree.vdot(hp, hp))
-        convex = php > flat
-        size = jnp.maximum(jnp.abs(php), flat)
-        alpha = c.rr / jnp.where(size > 0, size, jnp.where(pp > 0, pp, 1))
+        steep = jnp.sqrt(tree.vdot(hp, hp) / jnp.where(pp > 0, pp, 1))
+        scale = jnp.maximum(c.scale, steep)
+        flat = jnp.abs(php) <= eps * scale * pp  # no curvature but rounding
+        convex = (php > 0) & ~flat
+        # without curvature there is no scale: a first step as long as the gradient, a later none
+        size = jnp.where(flat, jnp.where(c.iterations == 0, c.rr, jnp.inf), jnp.abs(php))
+        alpha = c.rr / jnp.where(size > 0, size, 1)
         sp, ss = tree.vdot(c.s, c.p), tree.vdot(c.s, c.s)
         beyond = ss + 2 * alpha * sp + alpha**2 * pp >= radius**2
-        leave = beyond | (~convex & jnp.isfinite(radius))
+        leave = bounded & (beyond | (~convex & ~(flat & (c.iterations > 0))))
         # the positive root of |s + tau p| = radius, in the form that does not cancel
-        gap = jnp.where(jnp.isfinite(radius), radius, 0) ** 2 - ss
+        gap = jnp.where(bounded, radius, 0) ** 2 - ss
         root = jnp.sqrt(jnp.maximum(sp**2 + pp * gap, 0))
         tau = jnp.where(sp > 0, gap / (root + sp), (root - sp) / jnp.where(pp > 0, pp, 1))
         t = jnp.where(leave, tau, alpha)
@@ -114,10 +121,10 @@ def _truncated(product, g: Params, radius: Scalar, forcing: Scalar, max_iters: i
         rr = tree.vdot(r, r)
         p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
         done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
-        return _Run(s, r, p, rr, c.iterations + 1, done, leave, convex)
+        return _Run(s, r, p, rr, c.iterations + 1, done, leave, c.convex & (convex | flat), scale)
 
     zeros = tree.zeros_like(g)
-    none = jnp.asarray(0, jnp.int32)
-    no, yes = jnp.asarray(False), jnp.asarray(True)
-    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes)
+    none, no, yes = jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.asarray(True)
+    scale = inner.scale.astype(dtype)
+    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, scale)
     return lax.while_loop(running, body, start)

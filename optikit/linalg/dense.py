@@ -18,7 +18,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
-from optikit.linalg.subproblem import Direction, Model, Subproblem
+from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
 @memoized
@@ -36,14 +36,16 @@ def cholesky() -> Subproblem:
         length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
         step, convex = newton_step(matrix, gradient, length)
 
-        def propose(radius: Scalar, forcing: Scalar) -> Direction:
-            del radius, forcing
+        def propose(radius: Scalar, inner: Inner) -> Direction:
+            del radius, inner
             product = jnp.matmul(matrix, step, precision=HIGHEST)
             slope = jnp.vdot(gradient, step, precision=HIGHEST).astype(at.value.dtype)
             curvature = jnp.vdot(step, product, precision=HIGHEST).astype(at.value.dtype)
             free = times(0, op.price)
             no = jnp.asarray(False)
-            return Direction(unravel(step), slope, curvature, no, convex, free)
+            return Direction(
+                unravel(step), slope, curvature, no, convex, jnp.zeros_like(slope), free
+            )
 
         return Model(propose, tally(op.matrix_price))
 

@@ -14,7 +14,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, tree
 from optikit.core.tree import HIGHEST
-from optikit.linalg.subproblem import Direction, Model, Subproblem
+from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
 @memoized
@@ -31,13 +31,15 @@ def qr() -> Subproblem:
         step = gauss_newton_step(jacobian, r)
         unravel = ravel_pytree(at.params)[1]
 
-        def propose(radius: Scalar, forcing: Scalar) -> Direction:
-            del radius, forcing
+        def propose(radius: Scalar, inner: Inner) -> Direction:
+            del radius, inner
             moved = jnp.matmul(jacobian, step, precision=HIGHEST)
             slope = jnp.vdot(r, moved, precision=HIGHEST).astype(at.value.dtype)
             curvature = jnp.vdot(moved, moved, precision=HIGHEST).astype(at.value.dtype)
             no, yes = jnp.asarray(False), jnp.asarray(True)
-            return Direction(unravel(step), slope, curvature, no, yes, tally(Counts()))
+            return Direction(
+                unravel(step), slope, curvature, no, yes, jnp.zeros_like(slope), tally(Counts())
+            )
 
         return Model(propose, tally(Counts()))
 

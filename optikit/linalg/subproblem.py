@@ -24,6 +24,7 @@ class Direction(NamedTuple):
       curvature: <s, H s>; negative where negative curvature is followed.
       at_boundary: the radius stopped it.
       convex: no negative curvature was met in the model; otherwise it has no minimum.
+      scale: the size of the curvature met, |H p| / |p|; 0 if it was not looked at.
       counts: what proposing it cost.
     """
 
@@ -32,6 +33,7 @@ class Direction(NamedTuple):
     curvature: Scalar
     at_boundary: Bool[Array, ""]
     convex: Bool[Array, ""]
+    scale: Scalar
     counts: Counts
 
     @property
@@ -45,14 +47,23 @@ class Direction(NamedTuple):
         return jnp.where(self.convex, self.predicted, jnp.inf)
 
 
-class Model(NamedTuple):
-    """A prepared model: `propose(radius, forcing)` returns a Direction.
+class Inner(NamedTuple):
+    """How an iterative solver is to work; ignored by direct ones.
 
-    radius: bound on |s|, infinity for a line search. forcing: relative residual at which an
-    iterative solver may stop; ignored by direct ones.
+    Attributes:
+      forcing: relative residual at which it may stop.
+      scale: the size of the curvature met in the last step, 0 at first: what is of rounding size
+        against it is no curvature.
     """
 
-    propose: Callable[[Scalar, Scalar], Direction]
+    forcing: Scalar
+    scale: Scalar
+
+
+class Model(NamedTuple):
+    """A prepared model: `propose(radius, inner)` returns a Direction with |s| <= radius."""
+
+    propose: Callable[[Scalar, Inner], Direction]
     counts: Counts  # of preparing it
 
 

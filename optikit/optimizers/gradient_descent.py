@@ -22,7 +22,7 @@ class GradientDescentState(NamedTuple):
 def gradient_descent(
     *, line_search: Literal["backtracking", "wolfe"] = "backtracking", growth: float = 2.0
 ) -> Optimizer:
-    """X - t grad f(x), with t from a line search.
+    """Steepest descent, x - t grad f(x), with t from a line search.
 
     The first trial of the first step moves by min(1, 1 / max|g|) per unit; later first trials are
     `growth` times the step accepted last.
@@ -48,14 +48,9 @@ def gradient_descent(
         del key
         dtype = at.value.dtype
         slope = -state.step_size * tree.vdot(at.grad, at.grad).astype(dtype)
-        direction = Direction(
-            tree.scale(-state.step_size, at.grad),
-            slope,
-            jnp.zeros((), dtype),
-            jnp.asarray(False),
-            jnp.asarray(True),
-            times(0, Counts()),
-        )
+        zero, no, yes = jnp.zeros((), dtype), jnp.asarray(False), jnp.asarray(True)
+        step = tree.scale(-state.step_size, at.grad)
+        direction = Direction(step, slope, zero, no, yes, zero, times(0, Counts()))
         search = search_along.search(oracle, at, lambda radius: direction, state.search)
         taken = state.step_size * search.step_size
         grown = jnp.where(search.accepted, growth * taken, state.step_size)

@@ -17,10 +17,10 @@ def search_along(
     gradient, unravel = ravel_pytree(at.grad)
     dtype = at.value.dtype
     slope = jnp.vdot(gradient, direction).astype(dtype)
+    no, yes = jnp.asarray(False), jnp.asarray(True)
+    free = times(0, Counts())
     # a quasi-Newton direction minimises its model: <d, B d> = -<g, d>
-    proposal = Direction(
-        unravel(direction), slope, -slope, jnp.asarray(False), jnp.asarray(True), times(0, Counts())
-    )
+    proposal = Direction(unravel(direction), slope, -slope, no, yes, jnp.zeros_like(slope), free)
     search = globalize.search(oracle, at, lambda radius: proposal, globalize.init(at))
     if search.next is None:
         msg = "a quasi-Newton method needs a search that evaluates gradients; got one on values."

@@ -12,7 +12,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, tree
 from optikit.globalize import Globalize, backtracking, trust_region
-from optikit.linalg import Subproblem, cholesky, conjugate_gradients, qr
+from optikit.linalg import Inner, Subproblem, cholesky, conjugate_gradients, qr
 from optikit.optimizers.protocol import Optimizer, info_from_search, value_and_grad
 
 LOOSEST, TIGHTEST = 0.5, 1e-6
@@ -23,7 +23,7 @@ class SecondOrderState(NamedTuple):
     """What the next step needs besides the evaluation."""
 
     globalize: Any
-    forcing: Scalar  # relative residual for the inner solver
+    inner: Inner  # how accurately the inner solver is to work
     gradient_norm: Scalar  # where the last step began
 
 
@@ -58,15 +58,17 @@ def second_order(
     def init(at: Eval) -> SecondOrderState:
         dtype = at.value.dtype
         return SecondOrderState(
-            globalize.init(at), jnp.full((), LOOSEST, dtype), tree.norm(at.grad).astype(dtype)
+            globalize.init(at),
+            Inner(jnp.full((), LOOSEST, dtype), jnp.zeros((), dtype)),
+            tree.norm(at.grad).astype(dtype),
         )
 
     def step(oracle: Oracle, at: Eval, state: SecondOrderState, key: Key):
         size = tree.norm(at.grad).astype(at.value.dtype)
-        forcing = _forcing(size, state)
+        inner = state.inner._replace(forcing=_forcing(size, state))
         model = solve.prepare(oracle, at, curvature, key)
         search = globalize.search(
-            oracle, at, lambda radius: model.propose(radius, forcing), state.globalize
+            oracle, at, lambda radius: model.propose(radius, inner), state.globalize
         )
         promised = search.promised
         if search.next is not None:
@@ -75,7 +77,7 @@ def second_order(
             landed = (tree.max_abs(search.next.grad) == 0) & (size > 0)
             promised = jnp.where(landed, jnp.inf, promised)
         search = search._replace(counts=tally(model.counts, search.counts), promised=promised)
-        new = SecondOrderState(search.state, forcing, size)
+        new = SecondOrderState(search.state, inner._replace(scale=search.scale), size)
         return search.params, search.next, new, info_from_search(search)
 
     evaluate = solve.evaluate or value_and_grad
@@ -85,7 +87,7 @@ def second_order(
 def _forcing(size: Scalar, state: SecondOrderState) -> Scalar:
     shrunk = size / jnp.where(state.gradient_norm > 0, state.gradient_norm, 1)
     eta = 0.9 * shrunk**1.5
-    guard = 0.9 * state.forcing**1.5  # do not tighten much faster than the last step did
+    guard = 0.9 * state.inner.forcing**1.5  # do not tighten much faster than the last step did
     eta = jnp.where(guard > 0.1, jnp.maximum(eta, guard), eta)
     return jnp.clip(eta, TIGHTEST, LOOSEST)
 

@@ -96,7 +96,7 @@ def one_step(
         counts = tally(counts, price)
     usable = _usable(at)
     still = jnp.where(_moved(p.at.params, params), 0, p.still + 1)
-    status = _judge(at, info, usable, still, criterion(at, info, p, tol))
+    status = _judge(p, at, info, usable, still, criterion(at, info, p, tol))
     largest = tree.max_abs(at.grad).astype(at.value.dtype)
     steps = p.steps + 1
     trace = None
@@ -160,6 +160,7 @@ def _moved(old: Params, new: Params) -> Bool[Array, ""]:
 
 
 def _judge(
+    p: Progress,
     at: Eval,
     info: StepInfo,
     usable: Bool[Array, ""],
@@ -170,9 +171,13 @@ def _judge(
     status = info.status
     status = jnp.where(still >= STALL_AFTER, Status.STALLED.value, status)
     if info.predicted is not None:
+        # nothing left that the value could show, and the search or the gradient says so too
         gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
+        calmer = 2 * tree.max_abs(at.grad) <= tree.max_abs(p.at.grad)
         resolved = jnp.abs(info.predicted) <= noise(at.value)
-        status = jnp.where(gave_up & resolved, Status.CONVERGED_TO_PRECISION.value, status)
+        ended = (status == Status.RUNNING.value) & ~calmer
+        exhausted = resolved & (gave_up | ended)
+        status = jnp.where(exhausted, Status.CONVERGED_TO_PRECISION.value, status)
     status = jnp.where(converged & usable, Status.CONVERGED.value, status)
     bottom = -jnp.sqrt(jnp.finfo(at.value.dtype).max).astype(at.value.dtype)
     status = jnp.where(at.value < bottom, Status.UNBOUNDED.value, status)

@@ -1,0 +1,149 @@
+"""Studies in plain Python: the same plan, trials, store and report, from objects or names."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optikit.bench import resolve, store
+from optikit.bench.plan import Job
+from optikit.bench.report import Summary, summarise, write_page
+from optikit.bench.run import Watcher, run_study
+from optikit.bench.score import ProblemScore, score
+from optikit.bench.spec import ConfigError, Study, validate
+from optikit.bench.store import Record
+from optikit.bench.yaml_source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A study built from Python objects.
+
+    Attributes:
+      problems: by label: an `ok.Problem`, or what a YAML study would say (`"rosenbrock"`,
+        `{"use": "logistic-regression", "data": "digits"}`).
+      optimizers: by label: an Optimizer, an optax transformation, a name, or a YAML-like dict.
+      seeds, budget, dtype, matmul_precision, targets, measure: as in a YAML study; budget and
+        measure as dicts.
+
+    Example:
+      >>> import jax.numpy as jnp, optikit as ok
+      >>> bowl = ok.Problem(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(3), optimum=0.0)
+      >>> experiment = ok.Experiment("bowls", {"bowl": bowl}, {"newton": ok.optimizers.newton()},
+      ...                            measure={"repeats": 1, "prices": False})
+      >>> results = experiment.run()
+      >>> results.summary.rows[0]["steps"]
+      1
+    """
+
+    name: str
+    problems: Mapping[str, Any]
+    optimizers: Mapping[str, Any]
+    seeds: Sequence[int] = (0,)
+    budget: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = "float64"
+    matmul_precision: str = "highest"
+    targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-8)
+    measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def study(self) -> Study:
+        """The study as data; objects are entered under a name made of their content.
+
+        Raises:
+          ConfigError: with everything that is wrong.
+        """
+        data = {
+            "name": self.name,
+            "problems": {k: _entry(k, v) for k, v in self.problems.items()},
+            "optimizers": {k: _entry(k, v) for k, v in self.optimizers.items()},
+            "seeds": list(self.seeds),
+            "budget": dict(self.budget),
+            "dtype": self.dtype,
+            "matmul_precision": self.matmul_precision,
+            "targets": list(self.targets),
+            "measure": dict(self.measure),
+        }
+        study, problems = validate(Source("Experiment", data, {}))
+        if problems or study is None:
+            msg = "Experiment"
+            raise ConfigError(msg, problems)
+        return study
+
+    def run(
+        self,
+        out: str | pathlib.Path | None = None,
+        *,
+        executor: str | None = None,
+        workers: int = 1,
+        watcher: Watcher | None = None,
+    ) -> "Results":
+        """Run what is not recorded yet in the folder `out` (by default a temporary one).
+
+        Args:
+          executor: "inline" (this process) or "process"; by default "process" where everything is
+            given by name, else "inline", since objects stay in this process.
+
+        Raises:
+          ConfigError: the experiment is not valid.
+          StoreError: the folder cannot be written.
+          ValueError: objects were given with another executor than "inline".
+        """
+        study = self.study()
+        objects = any(map(resolve.is_object, [u.use for u in study.problems.values()])) or any(
+            map(resolve.is_object, [u.use for u in study.optimizers.values()])
+        )
+        if executor is None:
+            executor = "inline" if objects else "process"
+        if objects and executor != "inline":
+            msg = f"Python objects run inline; for {executor!r} give names or import paths instead."
+            raise ValueError(msg)
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="optikit-") if out is None else out)
+        outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+        return collect(study, outcome.folder, outcome.jobs, outcome.failures)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a study found.
+
+    Attributes:
+      study: what was run.
+      folder: where its records are.
+      jobs: its jobs. records: theirs, by job id.
+      problems: curves and optima. summary: table and verdicts.
+    """
+
+    study: Study
+    folder: pathlib.Path
+    jobs: list[Job]
+    records: dict[str, Record]
+    problems: list[ProblemScore]
+    summary: Summary
+
+    def page(self, path: str | pathlib.Path | None = None) -> pathlib.Path:
+        """Write the HTML page (by default report.html in the folder) and return its path."""
+        target = self.folder / "report.html" if path is None else pathlib.Path(path)
+        write_page(target, self.study, self.jobs, self.records, self.problems, self.summary)
+        return target
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary.verdicts)
+
+
+def collect(
+    study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
+) -> Results:
+    """Read a study's records and score them."""
+    records = store.read_all(folder, [job.id for job in jobs])
+    problems = score(jobs, records)
+    told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
+    return Results(study, folder, jobs, records, problems, summarise(problems, study.targets, told))
+
+
+def _entry(label: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"use": given}
+    if isinstance(given, dict):
+        return given
+    return {"use": resolve.enter(label, given)}

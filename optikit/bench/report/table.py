@@ -1,0 +1,103 @@
+"""The study in a table and a sentence per problem."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+from optikit.bench.score import Curve, ProblemScore, hit, main_target, verdict
+
+COLUMNS = ("steps", "calls", "gradients", "flops", "warm", "cold")
+
+
+class Summary(NamedTuple):
+    """What is printed at the end of a run.
+
+    Attributes:
+      target: the relative suboptimality the table speaks of.
+      rows: one dict per trial: problem, optimizer, seed, status, gap, and the cost of reaching the
+        target on every axis (None if it was not reached).
+      verdicts: one sentence per problem.
+      failures: job title and reason.
+    """
+
+    target: float
+    rows: list[dict[str, Any]]
+    verdicts: list[str]
+    failures: list[tuple[str, str]]
+
+    def as_json(self) -> str:
+        """For programs."""
+        return json.dumps(self._asdict(), indent=2, allow_nan=False)
+
+    def print(self) -> None:
+        """To stdout, for people."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        wide = console.width if console.is_terminal else 132
+        console = Console(width=max(wide, 100))
+        table = Table(
+            title=f"cost to reach {self.target:g} of the optimum", title_justify="left", box=None
+        )
+        table.add_column("problem")
+        table.add_column("optimizer")
+        for name in ("best gap", "steps", "calls", "grad equiv.", "FLOPs", "warm s", "cold s"):
+            table.add_column(name, justify="right")
+        table.add_column("ended")
+        shown = ""
+        for row in self.rows:
+            label = "" if row["problem"] == shown else row["problem"]
+            shown = row["problem"]
+            seed = f" seed {row['seed']}" if row["several_seeds"] else ""
+            table.add_row(
+                label,
+                row["optimizer"] + seed,
+                f"{row['gap']:.0e}" if row["gap"] is not None else "-",
+                *(_short(row[column]) for column in COLUMNS),
+                row["status"].lower().replace("_", " "),
+            )
+        console.print(table)
+        for sentence in self.verdicts:
+            console.print()
+            console.print(sentence, highlight=False, soft_wrap=False)
+        for title, reason in self.failures:
+            console.print()
+            console.print(f"failed: {title}: {reason}", highlight=False)
+
+
+def summarise(
+    problems: list[ProblemScore], targets: list[float], failures: list[tuple[str, str]]
+) -> Summary:
+    """The summary of a scored study."""
+    target = main_target(targets)
+    rows = [_row(curve, target, problem) for problem in problems for curve in problem.curves]
+    verdicts = [verdict(problem, target) for problem in problems if problem.curves]
+    return Summary(target, rows, verdicts, failures)
+
+
+def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
+    found = hit(curve, target)
+    gap = min(curve.gaps)
+    costs = {column: _plain(found.cost[column]) if found else None for column in COLUMNS}
+    return {
+        "problem": curve.problem,
+        "optimizer": curve.variant,
+        "seed": curve.seed,
+        "several_seeds": len({c.seed for c in problem.curves}) > 1,
+        "status": curve.facts["status"],
+        "gap": gap if math.isfinite(gap) else None,
+        **costs,
+    }
+
+
+def _plain(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _short(x: float | None) -> str:
+    if x is None:
+        return "-"
+    if isinstance(x, int) or (x == int(x) and x < 1e5):
+        return f"{int(x)}"
+    return f"{x:.3g}"

@@ -1,0 +1,338 @@
+"""What a study is: problems x optimizers x hyperparameters x seeds, within a budget.
+
+A study is data, validated without importing JAX: structure by pydantic, the arguments of every
+problem and optimizer against the signature in its source. All mistakes are reported at once, each
+with its place in the file.
+"""
+
+import difflib
+import itertools
+import pathlib
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from optikit.bench import yaml_source
+from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench.yaml_source import Mark, Path, Source
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
+Scalar = bool | int | float | str | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Budget(_Strict):
+    """What one trial may use, whichever is used up first.
+
+    Seconds are of warm running time; compilation is measured apart.
+    """
+
+    steps: int = Field(default=1000, ge=1)
+    seconds: float = Field(default=30.0, gt=0)
+
+
+class Measure(_Strict):
+    """How a trial is measured."""
+
+    repeats: int = Field(default=3, ge=1, description="warm runs; the median counts")
+    growth: float = Field(default=1.2, gt=1, le=10, description="ratio of the snapshot grid")
+    flops: bool = Field(default=True, description="count model FLOPs in a replay off the clock")
+    prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+
+
+class _Use(BaseModel):
+    """A factory by name or import path, and its arguments beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    use: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Everything but `use` and our own fields."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ProblemUse(_Use):
+    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments."""
+
+
+class OptimizerUse(_Use):
+    """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
+
+    An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
+    """
+
+    problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+
+
+class Study(_Strict):
+    """A whole study."""
+
+    name: Label
+    problems: dict[Label, ProblemUse] = Field(min_length=1)
+    optimizers: dict[Label, OptimizerUse] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    budget: Budget = Budget()
+    dtype: Literal["float32", "float64"] = "float64"
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
+    targets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[1e-2, 1e-4, 1e-6, 1e-8],
+        min_length=1,
+        description="(f - f*) / (f0 - f*) to be reached",
+    )
+    measure: Measure = Measure()
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a study, each with its place."""
+
+    def __init__(self, name: str, problems: list[tuple[Mark, str]]):
+        self.problems = sorted(problems)
+        lines = [
+            f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
+            for m, text in self.problems
+        ]
+        super().__init__("\n".join(lines))
+
+
+def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
+    """A validated study from a YAML file, with `a.b=value` overrides applied.
+
+    Raises:
+      ConfigError: with every mistake found.
+    """
+    source, syntax = yaml_source.read(path)
+    problems = [(p.mark, p.message) for p in syntax]
+    if source.data is None:
+        if not problems:
+            problems = [(Mark(1, 1), "the file is empty")]
+        raise ConfigError(source.name, problems)
+    source, wrong = _overridden(source, overrides)
+    study, more = validate(source)
+    problems += wrong + more
+    if problems or study is None:
+        raise ConfigError(source.name, problems)
+    return study
+
+
+def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
+    """The study of parsed data, and all that is wrong with it."""
+    problems: list[tuple[Mark, str]] = []
+    try:
+        study = Study.model_validate(source.data)
+    except pydantic.ValidationError as error:
+        study = None
+        for item in error.errors():
+            path = tuple(p for p in item["loc"] if p != "[key]")
+            problems.append((_place(source, path, item["type"]), _explained(path, item)))
+    if isinstance(source.data, dict):
+        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
+        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
+        problems += _check_labels(source)
+    return study, problems
+
+
+def _place(source: Source, path: Path, kind: str) -> Mark:
+    """Extra keys are marked where the key stands, other mistakes where the value does."""
+    if kind != "extra_forbidden" and (*path, "=") in source.marks:
+        return source.marks[(*path, "=")]
+    return source.mark(path)
+
+
+def _explained(path: Path, item: Any) -> str:
+    where = ".".join(map(str, path)) or "the file"
+    message = item["msg"]
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), fields, 1)
+        message = "unknown key" + (f": did you mean {close[0]!r}?" if close else "")
+        if not close and fields:
+            message += f"; known are {', '.join(sorted(fields))}"
+        return f"{where}: {message}"
+    if item["type"] == "missing":
+        return f"{where}: this key is required"
+    value = item.get("input")
+    return f"{where}: {message}" + ("" if isinstance(value, dict) else f" (got {value!r})")
+
+
+def _fields_at(path: Path) -> list[str]:
+    model: Any = {(): Study, ("budget",): Budget, ("measure",): Measure}.get(tuple(path))
+    return list(model.model_fields) if model else []
+
+
+def _check_uses(source: Source, section: str, module: str, name: str) -> list[tuple[Mark, str]]:
+    """Names and arguments of a section's factories, against their signatures."""
+    entries = source.data.get(section)
+    if not isinstance(entries, dict):
+        return []
+    known = registry(module, name)
+    own = {"use", *(OptimizerUse if section == "optimizers" else ProblemUse).model_fields}
+    problems = []
+    for label, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+            continue
+        path = (section, label)
+        if entry["use"].startswith("object "):
+            continue  # entered by Experiment
+        target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
+        if complaint:
+            problems.append(
+                (_place(source, (*path, "use"), ""), f"{section}.{label}.use: {complaint}")
+            )
+            continue
+        declared = signature(target)
+        if declared is None:
+            continue  # not readable without importing it: checked when it is built
+        given = {k: v for k, v in entry.items() if k not in own}
+        problems += _check_arguments(
+            source, path, given, declared, swept=section == "optimizers", target=target
+        )
+    return problems
+
+
+def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, str]:
+    """The "module:function" behind a `use`, and a complaint if there is none."""
+    if ":" in use:
+        module, _, function = use.partition(":")
+        if not module or not function:
+            return "", f"an import path is written module:function (got {use!r})"
+        return use, ""
+    plain = use.lower().replace("_", "-")
+    if plain in known:
+        return known[plain], ""
+    if optax:
+        name = plain.removeprefix("optax.").replace("-", "_")
+        for module in ("optax", "optax.contrib"):
+            found = signature(f"{module}:{name}")
+            if found and any(p.name == "learning_rate" for p in found.parameters):
+                return f"{module}:{name}", ""
+    close = difflib.get_close_matches(plain, known, 1, 0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return "", f"unknown name {use!r}: {hint}"
+
+
+def _check_arguments(
+    source: Source, path: Path, given: dict, declared: Signature, *, swept: bool, target: str
+) -> list[tuple[Mark, str]]:
+    parameters = {p.name: p for p in declared.parameters}
+    problems = []
+    for name, value in given.items():
+        where = ".".join(map(str, (*path, name)))
+        if name not in parameters:
+            if not declared.open:
+                close = difflib.get_close_matches(name, parameters, 1)
+                hint = f": did you mean {close[0]!r}?" if close else ""
+                if not close:
+                    hint = f"; it takes {', '.join(parameters) or 'no arguments'}"
+                problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
+            continue
+        for variant, place in _variants_of(value, (*path, name), swept):
+            complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
+            if complaint:
+                problems.append((_place(source, place, ""), f"{where}: {complaint}"))
+    rated = target.startswith("optax")  # a missing learning rate has a default; see `named`
+    for parameter in declared.parameters:
+        optional = rated and parameter.name == "learning_rate"
+        if parameter.required and parameter.name not in given and not optional:
+            mark = source.mark((*path, "use"))
+            problems.append((mark, f"{'.'.join(map(str, path))}: needs {parameter.name!r}"))
+    return problems
+
+
+def _variants_of(value: Any, path: Path, swept: bool) -> list[tuple[Any, Path]]:
+    if swept and isinstance(value, dict) and set(value) == {"grid"} and value["grid"]:
+        items = value["grid"]
+        if isinstance(items, list):
+            return [(item, (*path, "grid", i)) for i, item in enumerate(items)]
+    return [(value, path)]
+
+
+def _mismatch(parameter: Parameter, value: Any) -> str:
+    """What is wrong with a value, or an empty string."""
+    if parameter.choices:
+        if value in parameter.choices:
+            return ""
+        choices = ", ".join(map(repr, parameter.choices))
+        return f"must be one of {choices} (got {value!r})"
+    if not parameter.types:
+        return ""
+    allowed = set(parameter.types)
+    if float in allowed:
+        allowed.add(int)
+    if type(value) in allowed:
+        return ""
+    names = " or ".join(t.__name__ if t is not type(None) else "null" for t in parameter.types)
+    return f"must be {names} (got {value!r})"
+
+
+_ENTRIES = {"data": ("optikit.problems.data", "DATA"), "loss": ("optikit.losses", "LOSSES")}
+"""Arguments that name an entry of a registry, wherever they occur."""
+
+
+def _unknown_entry(argument: str, value: Any) -> str:
+    """A complaint about a data set or loss that does not exist, or an empty string."""
+    if argument not in _ENTRIES or not isinstance(value, str) or ":" in value:
+        return ""
+    known = registry(*_ENTRIES[argument])
+    if not known or value in known:
+        return ""
+    close = difflib.get_close_matches(value, known, 1, 0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"unknown {argument} {value!r}: {hint}"
+
+
+def _check_labels(source: Source) -> list[tuple[Mark, str]]:
+    """Optimizers may only be restricted to problems that exist."""
+    optimizers, known = source.data.get("optimizers"), source.data.get("problems")
+    if not isinstance(optimizers, dict) or not isinstance(known, dict):
+        return []
+    problems = []
+    for label, entry in optimizers.items():
+        wanted = entry.get("problems") if isinstance(entry, dict) else None
+        for i, name in enumerate(wanted if isinstance(wanted, list) else []):
+            if name not in known:
+                place = source.mark(("optimizers", label, "problems", i))
+                close = difflib.get_close_matches(str(name), known, 1)
+                hint = f": did you mean {close[0]!r}?" if close else ""
+                problems.append((place, f"optimizers.{label}.problems: no problem {name!r}{hint}"))
+    return problems
+
+
+def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:
+    """The source with `a.b=value` applied; values are read as YAML."""
+    data, problems = source.data, []
+    marks = dict(source.marks)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        value, wrong = yaml_source.parse(raw, text)
+        if not equals or not key or wrong:
+            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
+            continue
+        path = tuple(key.split("."))
+        data = _with(data, path, value.data)
+        for length in range(1, len(path) + 1):
+            marks.setdefault(path[:length], Mark(0, 0))
+        marks[(*path, "=")] = Mark(0, 0)
+    return Source(source.name, data, marks), problems
+
+
+def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    inner = data if isinstance(data, dict) else {}
+    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
+
+
+def variants(use: OptimizerUse) -> list[dict[str, Any]]:
+    """The argument sets of an optimizer: the product of its grids."""
+    axes = {
+        name: value["grid"]
+        if isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)
+        else [value]
+        for name, value in use.arguments.items()
+    }
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

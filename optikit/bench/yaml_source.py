@@ -1,0 +1,139 @@
+"""YAML with positions: every value remembers where it stands in its file.
+
+Scalars follow YAML 1.2 (`1e-3` is a number, `no` is a string), which PyYAML's own resolver does
+not; duplicate keys are errors; only plain data is built, never objects.
+"""
+
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import yaml
+
+Path = tuple[str | int, ...]
+"""Keys and indices from the root to a value."""
+
+
+class Mark(NamedTuple):
+    """A position, counted from 1."""
+
+    line: int
+    column: int
+
+
+class Source(NamedTuple):
+    """Parsed data, with the position of every key and item, and of every value."""
+
+    name: str
+    data: Any
+    marks: dict[Path, Mark]
+
+    def mark(self, path: Path) -> Mark:
+        """The position of a value, or of the nearest enclosing one that the file has."""
+        while path and path not in self.marks:
+            path = path[:-1]
+        return self.marks.get(path, Mark(1, 1))
+
+
+class Problem(NamedTuple):
+    """Something wrong in a file: where and what."""
+
+    mark: Mark
+    message: str
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers and booleans."""
+
+
+_REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in _REPLACED]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = (
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
+    )
+
+
+def parse(text: str, name: str) -> tuple[Source, list[Problem]]:
+    """The data of a YAML text with positions, and what is wrong with it as YAML.
+
+    After a syntax error the data is None; duplicate keys and unknown tags leave the rest usable.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark or error.context_mark
+        mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
+        return Source(name, None, {}), [Problem(mark, f"not YAML: {error.problem}")]
+    except yaml.YAMLError as error:
+        return Source(name, None, {}), [Problem(Mark(1, 1), f"not YAML: {error}")]
+    marks: dict[Path, Mark] = {}
+    problems: list[Problem] = []
+    data = None if node is None else _build(node, (), marks, problems, set())
+    return Source(name, data, marks), problems
+
+
+def read(path: pathlib.Path) -> tuple[Source, list[Problem]]:
+    """Parse a file; an unreadable one is a problem at its first character."""
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return Source(str(path), None, {}), [Problem(Mark(1, 1), f"cannot be read: {reason}")]
+
+
+def _position(node: yaml.Node) -> Mark:
+    return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _build(node: yaml.Node, path: Path, marks: dict, problems: list, above: set) -> Any:
+    """Plain data from a node, entering positions and problems on the way."""
+    marks.setdefault(path, _position(node))
+    if id(node) in above:
+        problems.append(Problem(_position(node), "an alias must not contain itself"))
+        return None
+    above = above | {id(node)}
+    if isinstance(node, yaml.MappingNode):
+        return _build_mapping(node, path, marks, problems, above)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _build(item, (*path, i), marks, problems, above) for i, item in enumerate(node.value)
+        ]
+    try:
+        return _Loader("").construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or error
+        problems.append(Problem(_position(node), f"not plain data: {reason}"))
+        return None
+
+
+def _build_mapping(node, path: Path, marks: dict, problems: list, above: set) -> dict:
+    built: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            problems.append(Problem(_position(key_node), "a key must be a plain word"))
+            continue
+        key = str(key_node.value)
+        if key in built:
+            first = marks[(*path, key)]
+            problems.append(
+                Problem(_position(key_node), f"{key!r} was already given at line {first.line}")
+            )
+            continue
+        marks[(*path, key)] = _position(key_node)
+        built[key] = _build(value_node, (*path, key), marks, problems, above)
+        if not isinstance(value_node, yaml.ScalarNode):
+            continue
+        marks[(*path, key, "=")] = _position(value_node)
+    return built
