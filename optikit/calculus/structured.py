@@ -143,9 +143,8 @@ def _assemble(
             grid[a][b] = grid[a][b] + part
             if t is not s:
                 grid[b][a] = grid[b][a] + part.T
-    if len(leaves) == 1:
-        return grid[0][0]
-    return jnp.block(grid)
+    matrix = grid[0][0] if len(leaves) == 1 else jnp.block(grid)
+    return (matrix + matrix.T) / 2  # exactly symmetric, whatever the order of summation
 
 
 def _pulled_back(block: Block, s: Term, t: Term, leaves: list) -> Float[Array, "p q"]:

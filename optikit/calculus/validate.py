@@ -57,7 +57,7 @@ def as_params(params: Params) -> Params:
 def _as_parameter(name: str, leaf: Any) -> jax.Array:
     try:
         array = jnp.asarray(leaf)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         msg = f"{name} is {type(leaf).__name__}: parameters must be floating-point arrays."
         raise TypeError(msg) from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -81,8 +81,14 @@ def check_scalar(objective: Objective, params: Params, args: tuple) -> jax.Shape
     Raises:
       TypeError: it is not one real floating-point number.
     """
-    value, _ = abstract_value(objective, params, args)
     name = fingerprint(objective)
+    try:
+        value, _ = abstract(objective, params, args)
+    except (TypeError, ValueError) as error:
+        if objective.has_aux and "unpack" in str(error):
+            msg = f"{name} has_aux=True but did not return a pair (value, aux)."
+            raise TypeError(msg) from error
+        raise
     hint = "sum or average it into one number"
     if isinstance(value, tuple) and len(value) == 2:
         msg = f"{name} returned a pair: pass has_aux=True if the second is auxiliary output."
@@ -100,14 +106,3 @@ def check_scalar(objective: Objective, params: Params, args: tuple) -> jax.Shape
         msg = f"{name} returned {value.dtype.name}: an objective must be real floating point."
         raise TypeError(msg)
     return value
-
-
-def abstract_value(objective: Objective, params: Params, args: tuple) -> tuple[Any, Any]:
-    """Shapes of value and aux, with a clear error where `has_aux` promises a pair in vain."""
-    try:
-        return abstract(objective, params, args)
-    except (TypeError, ValueError) as error:
-        if objective.has_aux and "unpack" in str(error):
-            msg = f"{fingerprint(objective)} has_aux=True but did not return a pair (value, aux)."
-            raise TypeError(msg) from error
-        raise

@@ -76,7 +76,8 @@ def backtracking(
             enough = rise <= c1 * (t * slope + t**2 * bend)
             if gradients:
                 # (2 c1 - 1) slope >= slope at t: implied by Armijo on a quadratic, but free of f
-                flatter = tree.vdot(trial.grad, direction.step) <= (2 * c1 - 1) * slope
+                here = tree.vdot(trial.grad, direction.step).astype(dtype)
+                flatter = (here <= (2 * c1 - 1) * slope) & (here >= 0.9 * slope)
                 enough |= (rise <= slack) & flatter & (slope < 0)
             return _Run(t, trial, finite & enough, c.seen_finite | finite, c.trials + 1)
 

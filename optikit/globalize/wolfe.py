@@ -43,6 +43,7 @@ class _Run(NamedTuple):
     best: Eval  # the evaluation at low
     high: _Point
     bracketed: Bool[Array, ""]
+    met: Bool[Array, ""]
     done: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
@@ -94,7 +95,15 @@ def wolfe(
             t = jnp.where(bracketed, _inside(low, high, finite), _beyond(c.low, here, growth))
             stuck = bracketed & (jnp.abs(high.t - low.t) <= tree.eps(dtype) * jnp.abs(low.t))
             return _Run(
-                t, low, best, high, bracketed, met | stuck, c.seen_finite | finite, c.trials + 1
+                t,
+                low,
+                best,
+                high,
+                bracketed,
+                met,
+                met | stuck,
+                c.seen_finite | finite,
+                c.trials + 1,
             )
 
         start = _Point(zero, at.value, slope)
@@ -105,15 +114,19 @@ def wolfe(
             body,
             _Run(
                 jnp.ones((), dtype), start, at, _Point(inf, inf, zero),
-                no, ~descent, no, jnp.asarray(0, jnp.int32),
+                no, no, ~descent, no, jnp.asarray(0, jnp.int32),
             ),
         )  # fmt: skip
-        accepted = run.low.t > 0
+        # without both conditions, a decrease that is more than rounding has to do
+        decreased = run.low.f <= at.value + c1 * run.low.t * slope
+        accepted = run.met | ((run.low.t > 0) & decreased & (run.low.f < at.value))
+        end = tree.where(accepted, run.best, at)
+        t = jnp.where(accepted, run.low.t, 0)
         return Search(
-            params=run.best.params,
-            next=run.best,
-            step_size=run.low.t,
-            step_norm=run.low.t * tree.norm(d).astype(dtype),
+            params=end.params,
+            next=end,
+            step_size=t,
+            step_norm=t * tree.norm(d).astype(dtype),
             promised=direction.promised,
             scale=direction.scale,
             accepted=accepted,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
-from optikit.core import Key, Params, Scalar, memoized, tally, times, tree
+from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tree
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
@@ -70,7 +70,12 @@ def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
                 s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts
             )
 
-        return Model(propose, tally(op.setup))
+        def is_convex_along(vector: Params) -> tuple[Bool[Array, ""], Counts]:
+            image = product(vector)
+            size = jnp.sqrt(tree.vdot(vector, vector) * tree.vdot(image, image))
+            return tree.vdot(vector, image) >= -tree.eps(dtype) * size, op.price
+
+        return Model(propose, tally(op.setup), is_convex_along if kind == "hessian" else None)
 
     return Subproblem(prepare)
 

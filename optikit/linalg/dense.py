@@ -1,7 +1,7 @@
 """Newton steps from a dense curvature matrix that may be indefinite or singular.
 
-A Cholesky factorisation where the matrix is safely positive definite, or is so after a shift of
-rounding size; otherwise an eigendecomposition, whose eigenvalues are replaced by their absolute
+A Cholesky factorisation where the matrix is safely positive definite, or is so after a small
+shift; otherwise an eigendecomposition, whose eigenvalues are replaced by their absolute
 values, bounded below. The step then descends in every eigendirection and leaves saddles.
 
 References: Nocedal & Wright (2006), section 3.4; Dauphin et al. (2014), "Identifying and attacking
@@ -73,9 +73,10 @@ def newton_step(
         return -jax.scipy.linalg.cho_solve((factor, True), gradient), jnp.asarray(True)
 
     def unsafe() -> Array:
-        # singular to rounding, as with a parameter the model does not need: a shift of rounding
-        # size decides; only true negative curvature is worth an eigendecomposition
-        shift = 4 * n * eps * jnp.max(jnp.abs(jnp.diagonal(matrix)))
+        # singular to rounding, as with a parameter the model does not need: a small shift decides,
+        # large against rounding so that nothing drifts along the null space; only true negative
+        # curvature is worth an eigendecomposition
+        shift = eps ** (2 / 3) * jnp.max(jnp.abs(jnp.diagonal(matrix)))
         shifted = jnp.linalg.cholesky(matrix + shift * jnp.eye(n, dtype=matrix.dtype))
         convex = jnp.all(jnp.isfinite(shifted)) & (shift > 0)
         return lax.cond(

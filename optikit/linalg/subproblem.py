@@ -61,10 +61,18 @@ class Inner(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A prepared model: `propose(radius, inner)` returns a Direction with |s| <= radius."""
+    """A prepared model.
+
+    Attributes:
+      propose: (radius, inner) -> a Direction with |s| <= radius.
+      counts: of preparing it.
+      is_convex_along: vector -> whether <v, H v> >= 0 to rounding, and what looking cost; None for
+        a model that has seen all of its curvature.
+    """
 
     propose: Callable[[Scalar, Inner], Direction]
-    counts: Counts  # of preparing it
+    counts: Counts
+    is_convex_along: Callable[[Params], tuple[Bool[Array, ""], Counts]] | None = None
 
 
 class Subproblem(NamedTuple):

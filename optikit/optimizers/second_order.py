@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, tree
-from optikit.globalize import Globalize, backtracking, trust_region
-from optikit.linalg import Inner, Subproblem, cholesky, conjugate_gradients, qr
+from optikit.globalize import Globalize, Search, backtracking, trust_region
+from optikit.linalg import Inner, Model, Subproblem, cholesky, conjugate_gradients, qr
 from optikit.optimizers.protocol import Optimizer, info_from_search, value_and_grad
 
 LOOSEST, TIGHTEST = 0.5, 1e-6
@@ -70,18 +70,30 @@ def second_order(
         search = globalize.search(
             oracle, at, lambda radius: model.propose(radius, inner), state.globalize
         )
-        promised = search.promised
+        search = search._replace(counts=tally(model.counts, search.counts))
         if search.next is not None:
-            # an exactly zero gradient may be a saddle met by symmetry: promise nothing until the
-            # next step has probed the curvature there
-            landed = (tree.max_abs(search.next.grad) == 0) & (size > 0)
-            promised = jnp.where(landed, jnp.inf, promised)
-        search = search._replace(counts=tally(model.counts, search.counts), promised=promised)
+            search = _looked_ahead(search, search.next, model, size)
         new = SecondOrderState(search.state, inner._replace(scale=search.scale), size)
         return search.params, search.next, new, info_from_search(search)
 
     evaluate = solve.evaluate or value_and_grad
     return Optimizer(init, step, evaluate=evaluate, monotone=True, name=name)
+
+
+def _looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Search:
+    """The search with no promise made where the new point may be a saddle.
+
+    Inner iterations see a Krylov space, and what they miss grows: near a saddle the new gradient
+    points along the negative curvature, so that one product with it shows what was missed. An
+    exactly zero gradient shows nothing; the next step has to probe the curvature there.
+    """
+    promised = jnp.where((tree.max_abs(end.grad) == 0) & (size > 0), jnp.inf, search.promised)
+    counts = search.counts
+    if model.is_convex_along is not None:
+        convex, price = model.is_convex_along(end.grad)
+        promised = jnp.where(convex, promised, jnp.inf)
+        counts = tally(counts, price)
+    return search._replace(promised=promised, counts=counts)
 
 
 def _forcing(size: Scalar, state: SecondOrderState) -> Scalar:

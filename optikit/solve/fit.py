@@ -208,7 +208,7 @@ def _step(course, batch, *, objective, optimizer):
         tree.where(keep, params, course.params),
         tree.where(keep, state, course.state),
         counts,
-        course.steps + keep,
+        course.steps + keep.astype(jnp.int32),
         status,
         course.key,
     )

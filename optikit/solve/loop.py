@@ -171,10 +171,13 @@ def _judge(
     status = info.status
     status = jnp.where(still >= STALL_AFTER, Status.STALLED.value, status)
     if info.predicted is not None:
-        # nothing left that the value could show, and the search or the gradient says so too
+        # nothing promised, nothing gained that the value could show, and the search or the gradient
+        # says so too
+        gained = p.at.value - at.value
         gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
         calmer = 2 * tree.max_abs(at.grad) <= tree.max_abs(p.at.grad)
-        resolved = jnp.abs(info.predicted) <= noise(at.value)
+        slack = jnp.minimum(noise(p.at.value), noise(at.value))
+        resolved = (jnp.abs(info.predicted) <= slack) & (jnp.abs(gained) <= slack)
         ended = (status == Status.RUNNING.value) & ~calmer
         exhausted = resolved & (gave_up | ended)
         status = jnp.where(exhausted, Status.CONVERGED_TO_PRECISION.value, status)

@@ -1,0 +1,49 @@
+"""What the contract tests run over: every registered optimizer on problems it is meant for."""
+
+import jax
+import jax.numpy as jnp
+
+from optikit.calculus.objective import residual_vector
+from optikit.optimizers import OPTIMIZERS, named
+from optikit.problems import (
+    double_well,
+    exponential_decay,
+    linear_regression,
+    logistic_regression,
+    quadratic,
+    rosenbrock,
+)
+
+PROBLEMS = {
+    "quadratic": quadratic(n=8, condition=30.0),
+    "rosenbrock": rosenbrock(2),
+    "double-well": double_well(3, offset=0.1),
+    "exponential-decay": exponential_decay(20),
+    "diabetes": linear_regression("diabetes"),
+    "breast-cancer": logistic_regression("breast_cancer", l2=1e-2),
+}
+
+# hyperparameters under which a method can be expected to get somewhere in a test's time
+ARGUMENTS = {"adam": {"learning_rate": 0.05}}
+
+METHODS = sorted(OPTIMIZERS)
+OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
+NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
+
+
+def optimizer(name):
+    return named(name, **ARGUMENTS.get(name, {}))
+
+
+def suits(method, problem):
+    """Whether a method is meant for a problem."""
+    return method not in NEEDS_RESIDUALS or residual_vector(PROBLEMS[problem].objective) is not None
+
+
+PAIRS = [(m, p) for m in METHODS for p in PROBLEMS if suits(m, p)]
+
+
+def ready(problem, dtype="float64"):
+    """A problem's objective, start and data in a dtype."""
+    cast = PROBLEMS[problem].cast(jnp.dtype(dtype))
+    return cast.objective, cast.start(jax.random.key(0)), cast.args
