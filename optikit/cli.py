@@ -40,9 +40,6 @@ def main() -> None:
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         sys.exit(WRONG)
-    except KeyboardInterrupt:
-        print("interrupted; finished trials are kept: run again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # e.g. piped into head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -83,8 +80,12 @@ def run(
     from optikit.bench.run import run_study
 
     started = time.perf_counter()
-    with _Progress(quiet) as watcher:
-        outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+    try:
+        with _Progress(quiet) as watcher:
+            outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+    except KeyboardInterrupt:
+        print("interrupted; finished trials are kept: run again to go on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     results = collect(study, folder, outcome.jobs, outcome.failures)
     page = results.page()
     if json:
@@ -257,3 +258,7 @@ class _Progress:
         elif not self.quiet:
             note = f"  failed: {failure}" if failure else ""
             print(f"[{self.done}/{self.total}] {job.title}{note}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

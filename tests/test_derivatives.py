@@ -269,7 +269,7 @@ def test_masked_examples_leave_no_trace_of_their_nan(data):
     objective = ok.composite(predict, LOSSES[loss])
     mask = jnp.arange(ROWS) < 20
     spoiled = data["x"].at[20:].set(jnp.nan)
-    value, grad = ok.value_and_grad(objective, params, (data["x"][:20], data[targets][:20]))
+    value, _grad = ok.value_and_grad(objective, params, (data["x"][:20], data[targets][:20]))
     got = objective(params, spoiled, data[targets], mask)
     assert float(got) == pytest.approx(float(value), rel=1e-14)
 

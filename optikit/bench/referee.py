@@ -4,22 +4,21 @@ A solver's own values are a column, never the criterion: a float32 or TF32 run i
 same float64 function on the same data as every other.
 """
 
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from optikit.analyze import Certificate, certify
+from optikit.analyze import certify
+from optikit.bench.execute import programs
 from optikit.calculus import bind
-from optikit.core import tree
+from optikit.core import Status, tree
 from optikit.optimizers import named
 from optikit.problems import Problem, cast_floats
-from optikit.solve import minimize
+from optikit.solve.choose import choose
 
 REFERENCE_STEPS = 2000
-DENSE_REFERENCE = 1500
-"""Parameters up to which the reference solve may be dense."""
 
 
 class Verdicts(NamedTuple):
@@ -53,22 +52,37 @@ class Reference(NamedTuple):
     kind: str
 
 
-def reference(problem: Problem, key: jax.Array) -> Reference:
-    """The optimum where it is known, else a long float64 solve to the limit of its precision."""
+def reference(problem: Problem, key: jax.Array, *, seconds: float) -> Reference:
+    """The optimum where it is known, else a float64 solve to the limit of precision or of time.
+
+    Dense Newton where a Hessian is cheap (few parameters, or a linear model), else the matrix-free
+    trust region. The certificate is of the point that solve found.
+
+    Args:
+      seconds: running time after which the solve is left as it is.
+    """
     with jax.enable_x64(True):
         exact = problem.cast(jnp.float64)
         start = exact.start(key)
-        n = tree.size(start)
-        method = named("newton" if n <= DENSE_REFERENCE else "trust-region")
-        solved = minimize(
-            exact.objective, start, args=exact.args, method=method, tol=1e-14,
-            max_steps=REFERENCE_STEPS,
-        )  # fmt: skip
-        cert: Certificate = certify(exact.objective, solved.params, exact.args)
-    found = float(solved.value)
-    source = f"{method.name} in float64, {int(solved.steps)} steps"
+        chosen = choose(exact.objective, start, exact.args)[0]  # type: ignore[arg-type]
+        method = named("newton" if chosen in ("newton", "levenberg-marquardt") else "trust-region")
+        built = programs(exact, method, start, key)
+        progress = built.start(start, exact.args, key)
+        clock, limit = 0.0, 0
+        while (
+            int(progress.status) == Status.RUNNING and limit < REFERENCE_STEPS and clock < seconds
+        ):
+            limit = min(REFERENCE_STEPS, 2 * limit + 1)
+            before = time.perf_counter()
+            bound = jnp.asarray(limit, jnp.int32)
+            progress = jax.block_until_ready(built.go(progress, exact.args, bound))
+            clock += time.perf_counter() - before
+        at = progress.at
+        cert = certify(exact.objective, at.params, exact.args)  # type: ignore[arg-type]
+        ended = Status(int(progress.status))
+        found, gradient = float(at.value), float(tree.max_abs(at.grad))
+    unfinished = f", stopped after {clock:.0f} s" if ended == Status.RUNNING else ""
+    source = f"{method.name} in float64, {int(progress.steps)} steps{unfinished}"
     if problem.optimum is not None:
         found, source = float(problem.optimum), "known in closed form"
-    return Reference(
-        found, source, float(np.asarray(solved.grad_norm)), cert.message, str(cert.kind)
-    )
+    return Reference(found, source, gradient, cert.message, str(cert.kind))

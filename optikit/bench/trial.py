@@ -53,7 +53,7 @@ def _problem_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     problem = problem_of(job)
     cast = problem.cast(job.dtype)
     key = jax.random.key(0)
-    known = reference(problem, key)
+    known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
     return {
         "reference": known._asdict(),
         "prices": prices(cast, key) if job.measure.prices else {},

@@ -91,11 +91,13 @@ def backtracking(
         run = lax.while_loop(running, body, _Run(one, at, no, no, jnp.asarray(0, jnp.int32)))
         end = tree.where(run.accepted, run.trial, at)
         t = jnp.where(run.accepted, run.t, 0)
+        full = tree.norm(direction.step).astype(dtype)
         return Search(
             params=end.params,
             next=end if gradients else None,
             step_size=t,
-            step_norm=t * tree.norm(direction.step).astype(dtype),
+            step_norm=t * full,
+            full_norm=full,
             promised=direction.promised,
             scale=direction.scale,
             accepted=run.accepted,

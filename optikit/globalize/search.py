@@ -21,6 +21,7 @@ class Search(NamedTuple):
       next: the evaluation there if the search paid for it, else a static None.
       step_size: the factor on the direction, or the trust radius.
       step_norm: |params - starting params|.
+      full_norm: the length of the whole direction, before any cut.
       promised: the decrease down to the model's minimum, `Direction.promised`.
       scale: `Direction.scale`, for the next step's inner solver.
       accepted: whether it moved.
@@ -33,6 +34,7 @@ class Search(NamedTuple):
     next: Eval | None
     step_size: Scalar
     step_norm: Scalar
+    full_norm: Scalar
     promised: Scalar
     scale: Scalar
     accepted: Bool[Array, ""]

@@ -112,6 +112,7 @@ def trust_region(
             next=end,
             step_size=run.radius,
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
+            full_norm=run.step_norm,
             promised=run.promised,
             scale=run.scale,
             accepted=run.accepted,

@@ -122,11 +122,13 @@ def wolfe(
         accepted = run.met | ((run.low.t > 0) & decreased & (run.low.f < at.value))
         end = tree.where(accepted, run.best, at)
         t = jnp.where(accepted, run.low.t, 0)
+        full = tree.norm(d).astype(dtype)
         return Search(
             params=end.params,
             next=end,
             step_size=t,
-            step_norm=t * tree.norm(d).astype(dtype),
+            step_norm=t * full,
+            full_norm=full,
             promised=direction.promised,
             scale=direction.scale,
             accepted=accepted,

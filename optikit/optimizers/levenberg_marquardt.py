@@ -58,6 +58,7 @@ class _Trial(NamedTuple):
     value: Scalar
     predicted: Scalar
     accepted: Bool[Array, ""]
+    still: Bool[Array, ""]  # the first trial was the full step, and too short to matter
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
 
@@ -103,7 +104,7 @@ def levenberg_marquardt(
         solve = _damped_solver(upper, projected, d)
 
         def running(c: _Trial) -> Array:
-            return ~c.accepted & (c.trials < max_trials)
+            return ~c.accepted & ~c.still & (c.trials < max_trials)
 
         def body(c: _Trial) -> _Trial:
             damped = solve(c.radius)
@@ -118,13 +119,14 @@ def levenberg_marquardt(
             accepted = finite & ((actual >= accept * predicted) | in_noise)
             poor = ~finite | ((actual < predicted / 4) & ~in_noise)
             full = damped.damping <= _floor(upper)
+            still = (c.trials == 0) & full & (damped.size <= tolerance * reach)
             good = finite & ((actual >= 0.75 * predicted) | full)
             shorter = jnp.where(
                 finite & (actual > 0), 0.5, _shortening(actual, predicted, finite)
             ) * jnp.minimum(c.radius, 10 * damped.size)
             new_radius = jnp.where(poor, shorter, jnp.where(good, 2 * damped.size, c.radius))
             return _Trial(
-                new_radius.astype(dtype), point, damped, value, predicted, accepted,
+                new_radius.astype(dtype), point, damped, value, predicted, accepted, still,
                 c.seen_finite | finite, c.trials + 1,
             )  # fmt: skip
 
@@ -135,7 +137,7 @@ def levenberg_marquardt(
             running,
             body,
             _Trial(
-                start_radius, x, nothing, at.value, zero, orthogonal, orthogonal,
+                start_radius, x, nothing, at.value, zero, orthogonal, no, orthogonal,
                 jnp.asarray(0, jnp.int32),
             ),
         )  # fmt: skip
@@ -146,11 +148,9 @@ def levenberg_marquardt(
             lambda: (at, tally(Counts())),
         )
         size = run.damped.size
-        full = run.damped.damping <= _floor(upper)
-        small = moved & full & (size <= tolerance * reach)
         in_noise = run.predicted <= noise(at.value)
         exhausted = moved & in_noise & (size >= state.last_size / 4)
-        status = _status(run, orthogonal | small, exhausted | (~moved & in_noise))
+        status = _status(run, orthogonal | run.still, exhausted | (~moved & in_noise))
         info = StepInfo(
             step_norm=jnp.where(moved, jnp.linalg.norm(run.damped.step), 0).astype(dtype),
             accepted=moved,
@@ -181,8 +181,12 @@ def _compressed(jacobian: Array, r: Array) -> tuple[Float[Array, "p n"], Float[A
 
 
 def _floor(upper: Array) -> float:
-    """The damping that stands for none: of rounding size relative to the scaled columns."""
-    return (max(upper.shape) * tree.eps(upper.dtype)) ** 2
+    """The damping that stands for none, relative to the scaled columns.
+
+    Its root is large against rounding, so that nothing drifts along a null space of J, and small
+    against any singular value that means something.
+    """
+    return tree.eps(upper.dtype) ** (4 / 3)
 
 
 def _damped_solver(upper: Array, projected: Array, d: Array):

@@ -77,7 +77,7 @@ def info_from_search(search: Search, **extras: Array) -> StepInfo:
         counts=search.counts,
         predicted=search.promised,
         status=search.status,
-        extras={"step_size": search.step_size, **extras},
+        extras={"step_size": search.step_size, "full_norm": search.full_norm, **extras},
     )
 
 

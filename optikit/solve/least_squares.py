@@ -66,10 +66,10 @@ def least_squares(
 
 
 def residual_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bool[Array, ""]:
-    """|J_j^T r| <= tol |J_j| |r| for every column j, where the Jacobian is at hand.
+    """|J_j^T r| <= tol |J_j| |r| for every column j, or a full step of relative length tol.
 
-    Levenberg-Marquardt judges itself, by stronger tests; a method for smooth functions is judged
-    by its gradient.
+    Of methods that keep the Jacobian. Levenberg-Marquardt judges itself, by stronger tests; a
+    method for smooth functions is judged by its gradient.
     """
     if not isinstance(at.local, tuple) or len(at.local) != 2:
         return gradient_criterion(at, info, p, tol)
@@ -77,4 +77,5 @@ def residual_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bo
         return jnp.asarray(False)
     r, jacobian = at.local
     bound = tol * column_norms(jacobian) * jnp.linalg.norm(r)
-    return jnp.all(jnp.abs(tree.ravel(at.grad)) <= bound)
+    orthogonal = jnp.all(jnp.abs(tree.ravel(at.grad)) <= bound)
+    return orthogonal | (info.extras["full_norm"] <= tol * tree.norm(p.at.params))

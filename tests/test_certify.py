@@ -1,0 +1,114 @@
+"""Certificates: right on a zoo of points, dense and by Lanczos, in both precisions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optikit as ok
+from optikit.analyze import Kind
+
+LARGE = 1200
+SPREAD = np.linspace(1.0, 100.0, LARGE)
+
+
+def rosenbrock(x):
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def spread(x, sign):
+    scales = jnp.asarray(SPREAD, x.dtype) * jnp.where(jnp.arange(LARGE) == 7, sign, 1).astype(
+        x.dtype
+    )
+    return jnp.sum(scales * x**2) / 2
+
+
+ZOO = {
+    "bowl": (lambda x: jnp.sum(x**2), np.zeros(3), Kind.MINIMUM),
+    "rosenbrock": (rosenbrock, np.ones(4), Kind.MINIMUM),
+    "saddle": (lambda x: x[0] ** 2 - x[1] ** 2, np.zeros(2), Kind.SADDLE),
+    "index-2": (lambda x: x[0] ** 2 - x[1] ** 2 - 3 * x[2] ** 2, np.zeros(3), Kind.SADDLE),
+    "hill": (lambda x: -jnp.sum(x**2), np.zeros(3), Kind.MAXIMUM),
+    "monkey-saddle": (lambda x: x[0] ** 3 - 3 * x[0] * x[1] ** 2, np.zeros(2), Kind.DEGENERATE),
+    "valley": (lambda x: (x[0] - x[1]) ** 2, np.ones(2), Kind.DEGENERATE),
+    "quartic": (lambda x: jnp.sum(x**4), np.zeros(2), Kind.DEGENERATE),
+    "plateau": (lambda x: 0 * jnp.sum(x), np.zeros(2), Kind.DEGENERATE),
+    "ridge": (lambda x: -((x[0] + x[1]) ** 2), np.zeros(2), Kind.DEGENERATE),
+    "slope": (lambda x: jnp.sum(x), np.zeros(2), Kind.NOT_STATIONARY),
+    "off-centre": (rosenbrock, np.zeros(4), Kind.NOT_STATIONARY),
+    "far-tail": (lambda x: jnp.exp(-x[0]), np.array([20.0]), Kind.NOT_STATIONARY),
+    "large-bowl": (lambda x: spread(x, 1), np.zeros(LARGE), Kind.MINIMUM),
+    "large-saddle": (lambda x: spread(x, -1), np.zeros(LARGE), Kind.SADDLE),
+    "large-slope": (lambda x: spread(x, 1), np.ones(LARGE), Kind.NOT_STATIONARY),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_the_zoo_is_told_apart(name, dtype):
+    function, point, kind = ZOO[name]
+    cert = ok.certify(function, jnp.asarray(point, dtype))
+    assert cert.kind == kind, str(cert)
+    assert cert.dense == (len(point) <= 1000)
+    if cert.kind == Kind.MINIMUM:
+        assert cert.better is None
+    elif cert.better is not None:
+        value = float(function(cert.better))
+        assert value < cert.value
+        assert cert.value - value == pytest.approx(cert.gain, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["saddle", "large-saddle", "hill", "off-centre", "slope"])
+def test_there_is_a_way_out_of_what_is_no_minimum(name):
+    function, point, _ = ZOO[name]
+    cert = ok.certify(function, jnp.asarray(point))
+    assert cert.gain > 0
+    assert float(jnp.linalg.norm(cert.direction)) == pytest.approx(1, rel=1e-9)
+    sol = ok.minimize(function, cert.better, method="newton-cg", max_steps=3)
+    assert float(sol.value) <= cert.value - cert.gain
+
+
+def test_the_direction_of_a_saddle_has_the_parameters_structure():
+    cert = ok.certify(
+        lambda p: jnp.sum(p["a"] ** 2) - p["b"] ** 2, {"a": jnp.zeros(3), "b": jnp.asarray(0.0)}
+    )
+    assert cert.kind == "saddle"
+    assert abs(float(cert.direction["b"])) == pytest.approx(1)
+
+
+def test_the_decrement_estimates_the_distance_to_the_optimum():
+    a = jnp.diag(jnp.asarray([1.0, 10.0, 100.0]))
+    cert = ok.certify(lambda x: 0.5 * x @ a @ x + 3.0, jnp.full(3, 1e-6))
+    assert cert.decrement == pytest.approx(0.5e-12 * 111)
+    assert cert.step_norm == pytest.approx(1e-6 * 3**0.5)
+    assert (cert.smallest, cert.largest) == pytest.approx((1, 100))
+
+
+def test_lanczos_ends_come_with_bounds_that_hold():
+    cert = ok.certify(lambda x: spread(x, 1), jnp.zeros(LARGE))
+    for value, error in ((cert.smallest, cert.smallest_error), (cert.largest, cert.largest_error)):
+        assert np.min(np.abs(SPREAD - value)) <= error + 1e-9
+    assert int(cert.counts.hvp) == 80
+
+
+def test_an_unresolved_end_of_the_spectrum_is_admitted():
+    scales = jnp.asarray(np.logspace(0, 8, LARGE))
+    cert = ok.certify(lambda x: jnp.sum(scales * x**2), jnp.zeros(LARGE), num_products=20)
+    assert cert.kind == Kind.CANNOT_TELL
+    assert "raise num_products" in str(cert)
+
+
+def test_what_minimize_calls_converged_is_certified():
+    sol = ok.minimize(rosenbrock, jnp.asarray([-1.2, 1.0, 0.0]), method="bfgs")
+    assert ok.certify(rosenbrock, sol.params).kind == "minimum"
+
+
+def test_a_lost_point_is_an_error():
+    with pytest.raises(FloatingPointError, match="nan"):
+        ok.certify(lambda x: jnp.sum(jnp.log(x)), -jnp.ones(2))
+
+
+def test_data_and_objectives_are_accepted():
+    x, y = jnp.eye(3), jnp.ones(3)
+    objective = ok.composite(lambda w, x: x @ w, ok.losses.squared_error)
+    cert = ok.certify(objective, jnp.ones(3), (x, y))
+    assert cert.kind == "minimum"
+    assert cert.smallest == pytest.approx(2 / 3)
