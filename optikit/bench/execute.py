@@ -163,8 +163,10 @@ class _Snapshot(NamedTuple):
 
 def _snapshot(progress: Progress) -> _Snapshot:
     """What the host keeps of a point: its best parameters so far and the ledger."""
-    at = progress.at if progress.best is None else progress.best
-    host = jax.device_get((progress.steps, at.params, at.value, progress.counts, progress.status))
+    best = progress.at if progress.best is None else progress.best
+    host = jax.device_get(
+        (progress.steps, best.params, best.value, progress.counts, progress.status)
+    )
     steps, params, value, counts, status = host
     whole = Counts(*(int(n) for n in counts))
     return _Snapshot(int(steps), params, float(value), whole, Status(int(status)))

@@ -65,14 +65,16 @@ def least_squares(
     return solve(objective, params, method, args, tol, max_steps, trace, None, residual_criterion)
 
 
-def residual_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bool[Array, ""]:
+def residual_criterion(
+    at: Eval, info: StepInfo, largest: Scalar, p: Progress, tol: Scalar
+) -> Bool[Array, ""]:
     """|J_j^T r| <= tol |J_j| |r| for every column j, or a full step of relative length tol.
 
     Of methods that keep the Jacobian. Levenberg-Marquardt judges itself, by stronger tests; a
     method for smooth functions is judged by its gradient.
     """
     if not isinstance(at.local, tuple) or len(at.local) != 2:
-        return gradient_criterion(at, info, p, tol)
+        return gradient_criterion(at, info, largest, p, tol)
     if "damping" in info.extras:
         return jnp.asarray(False)
     r, jacobian = at.local

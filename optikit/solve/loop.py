@@ -22,20 +22,28 @@ from optikit.solve.solution import Trace
 STALL_AFTER = 10
 """Consecutive steps that leave every parameter as it was, after which a method has stalled."""
 
-Criterion = Callable[[Eval, StepInfo, "Progress", Scalar], Bool[Array, ""]]
-"""(new evaluation, step report, progress before the step, tolerance) -> converged."""
+Criterion = Callable[[Eval, StepInfo, Scalar, "Progress", Scalar], Bool[Array, ""]]
+"""(new evaluation, step report, max|g|, progress before the step, tolerance) -> converged."""
+
+
+class Best(NamedTuple):
+    """The best point of a method that may leave it again."""
+
+    params: Params
+    value: Scalar
 
 
 class Progress(NamedTuple):
     """A solve under way: all that is needed to go on."""
 
     at: Eval
-    best: Eval | None  # a static None for monotone methods, whose current point is the best
+    best: Best | None  # a static None for monotone methods, whose current point is the best
     state: Any
     counts: Counts
     steps: Int[Array, ""]
     status: Int[Array, ""]
     still: Int[Array, ""]  # consecutive steps without movement
+    largest: Scalar  # max|g| at `at`
     start_grad: Scalar  # max|g| at the start
     key: Key
     trace: Trace | None
@@ -47,19 +55,20 @@ def begin(
     """The state of a solve before its first step, with the start evaluated."""
     at, price = optimizer.evaluate(oracle, params)
     counts = tally(price)
-    usable = _usable(at)
-    status = jnp.where(usable, Status.RUNNING.value, Status.NOT_FINITE.value).astype(jnp.int32)
     largest = tree.max_abs(at.grad).astype(at.value.dtype)
+    usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
+    status = jnp.where(usable, Status.RUNNING.value, Status.NOT_FINITE.value).astype(jnp.int32)
     zero = jnp.asarray(0, jnp.int32)
     trace = _blank_trace(at, largest, counts, trace_rows) if trace_rows else None
     return Progress(
         at=at,
-        best=None if optimizer.monotone else at,
+        best=None if optimizer.monotone else Best(at.params, at.value),
         state=optimizer.init(at),
         counts=counts,
         steps=zero,
         status=status,
         still=zero,
+        largest=largest,
         start_grad=largest,
         key=key,
         trace=trace,
@@ -91,37 +100,57 @@ def one_step(
     key = jax.random.fold_in(p.key, p.steps)
     params, at, state, info = optimizer.step(oracle, p.at, p.state, key)
     counts = tally(p.counts, info.counts)
+    kept = at
     if at is None:
         at, price = optimizer.evaluate(oracle, params)
         counts = tally(counts, price)
-    usable = _usable(at)
-    still = jnp.where(_moved(p.at.params, params), 0, p.still + 1)
-    status = _judge(p, at, info, usable, still, criterion(at, info, p, tol))
-    largest = tree.max_abs(at.grad).astype(at.value.dtype)
+    largest = tree.max_abs(at.grad).astype(at.value.dtype)  # NaN or infinite if any entry is
+    usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
+    unchanged = (at.value == p.at.value) & (largest == p.largest)
+    still = jnp.where(unchanged, p.still + 1, 0)
+    status = _judge(p, at, info, largest, usable, still, criterion(at, info, largest, p, tol))
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
         trace = _recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
-    kept = tree.where(usable, at, p.at)
     best = None
     if p.best is not None:
-        # a converged point is the answer even where another was lower by a rounding
-        better = usable & ((at.value < p.best.value) | (status == Status.CONVERGED.value))
-        best = tree.where(better, at, p.best)
-    return Progress(kept, best, state, counts, steps, status, still, p.start_grad, p.key, trace)
+        better = usable & (at.value < p.best.value)
+        best = tree.where(better, Best(at.params, at.value), p.best)
+    elif kept is None:  # a monotone method's own search never ends on a point that is not finite
+        at = tree.where(usable, at, p.at)
+        largest = jnp.where(usable, largest, p.largest)
+    return Progress(
+        at, best, state, counts, steps, status, still, largest, p.start_grad, p.key, trace
+    )
 
 
 def finished(p: Progress, optimizer: Optimizer, oracle: Oracle) -> tuple[Eval, Progress]:
-    """The evaluation to report: the best point, or the method's own read-out."""
-    at = p.at if p.best is None else p.best
-    if optimizer.readout is keep:
-        return at, p
-    averaged, price = optimizer.evaluate(oracle, optimizer.readout(p.at.params, p.state))
-    use = _usable(averaged) & ((averaged.value <= at.value) | (p.best is None))
-    return tree.where(use, averaged, at), p._replace(counts=tally(p.counts, price))
+    """The evaluation to report: the best point, or the method's own read-out.
+
+    A point that was left again is evaluated once more, at the price of one evaluation.
+    """
+
+    def again(params: Params) -> tuple[Eval, Counts]:
+        at, price = optimizer.evaluate(oracle, params)
+        return at, tally(price)
+
+    at, spent = p.at, tally(Counts())
+    if p.best is not None:
+        best = p.best
+        left = ~(p.at.value <= best.value) & (p.status != Status.CONVERGED.value)
+        at, spent = lax.cond(left, lambda: again(best.params), lambda: (at, spent))
+    if optimizer.readout is not keep:
+        averaged, price = again(optimizer.readout(p.at.params, p.state))
+        usable = jnp.isfinite(averaged.value) & tree.all_finite(averaged.grad)
+        at = tree.where(usable & (averaged.value <= at.value), averaged, at)
+        spent = tally(spent, price)
+    return at, p._replace(counts=tally(p.counts, spent))
 
 
-def gradient_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bool[Array, ""]:
+def gradient_criterion(
+    at: Eval, info: StepInfo, largest: Scalar, p: Progress, tol: Scalar
+) -> Bool[Array, ""]:
     """max|g| <= tol max(1, max|g0|), and no relative decrease beyond tol is in sight.
 
     What is in sight is what the method's curvature model promised at the last step, scaled down as
@@ -130,39 +159,27 @@ def gradient_criterion(at: Eval, info: StepInfo, p: Progress, tol: Scalar) -> Bo
     1983, section 7.2). The second test keeps an enormous first gradient from making a far point
     look solved.
     """
-    dtype = at.value.dtype
-    largest = tree.max_abs(at.grad).astype(dtype)
     small = largest <= tol * jnp.maximum(1, p.start_grad)
-    return small & (in_sight(at, info, p) <= tol * jnp.maximum(1, jnp.abs(at.value)))
+    enough = tol * jnp.maximum(1, jnp.abs(at.value))
+    if info.predicted is not None:
+        shrunk = jnp.where(p.largest > 0, largest / jnp.where(p.largest > 0, p.largest, 1), 1)
+        return small & (jnp.abs(info.predicted) * jnp.minimum(shrunk, 1) <= enough)
+    # looked at only where it can matter: it costs another pass over the parameters
+    return lax.cond(small, lambda: _first_order_change(at) <= enough, lambda: small)
 
 
-def in_sight(at: Eval, info: StepInfo, p: Progress) -> Scalar:
-    """The decrease still to be expected at `at`; see `gradient_criterion`."""
-    dtype = at.value.dtype
-    if info.predicted is None:
-        reach = jax.tree.map(
-            lambda g, x: jnp.abs(g) * jnp.maximum(jnp.abs(x), 1), at.grad, at.params
-        )
-        return tree.max_abs(reach).astype(dtype)
-    before = tree.max_abs(p.at.grad).astype(dtype)
-    now = tree.max_abs(at.grad).astype(dtype)
-    shrunk = jnp.where(before > 0, jnp.minimum(now / jnp.where(before > 0, before, 1), 1), 1)
-    return jnp.abs(info.predicted) * shrunk
-
-
-def _usable(at: Eval) -> Bool[Array, ""]:
-    return jnp.isfinite(at.value) & tree.all_finite(at.grad)
-
-
-def _moved(old: Params, new: Params) -> Bool[Array, ""]:
-    changed = jax.tree.map(lambda a, b: jnp.any(a != b), old, new)
-    return jnp.any(jnp.stack(jax.tree.leaves(changed)))
+def _first_order_change(at: Eval) -> Scalar:
+    sized = jax.tree.map(
+        lambda g, x: g * jnp.maximum(jnp.abs(x), 1).astype(g.dtype), at.grad, at.params
+    )
+    return tree.max_abs(sized).astype(at.value.dtype)
 
 
 def _judge(
     p: Progress,
     at: Eval,
     info: StepInfo,
+    largest: Scalar,
     usable: Bool[Array, ""],
     still: Int[Array, ""],
     converged: Bool[Array, ""],
@@ -175,7 +192,7 @@ def _judge(
         # says so too
         gained = p.at.value - at.value
         gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
-        calmer = 2 * tree.max_abs(at.grad) <= tree.max_abs(p.at.grad)
+        calmer = 2 * largest <= p.largest
         slack = jnp.minimum(noise(p.at.value), noise(at.value))
         resolved = (jnp.abs(info.predicted) <= slack) & (jnp.abs(gained) <= slack)
         ended = (status == Status.RUNNING.value) & ~calmer
@@ -204,6 +221,6 @@ def _recorded(trace: Trace, row, value, largest, step_norm, counts: Counts) -> T
     return Trace(
         value=trace.value.at[row].set(value),
         grad_norm=trace.grad_norm.at[row].set(largest),
-        step_norm=trace.step_norm.at[row].set(step_norm),
+        step_norm=None if trace.step_norm is None else trace.step_norm.at[row].set(step_norm),
         counts=jax.tree.map(lambda old, n: jnp.where(later, n, old), trace.counts, counts),
     )

@@ -23,13 +23,14 @@ class Trace:
     Attributes:
       value: objective values, (max_steps + 1,).
       grad_norm: the largest absolute gradient entry, likewise.
-      step_norm: the Euclidean length of the step that led there; 0 in row 0.
+      step_norm: the Euclidean length of the step that led there; 0 in row 0. None from `fit`, where
+        measuring it would cost a pass over the parameters.
       counts: cumulative oracle calls.
     """
 
     value: Float[Array, " rows"]
     grad_norm: Float[Array, " rows"]
-    step_norm: Float[Array, " rows"]
+    step_norm: Float[Array, " rows"] | None
     counts: Counts
 
 
