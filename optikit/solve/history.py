@@ -64,8 +64,8 @@ class Row(NamedTuple):
     @property
     def gradients(self) -> int:
         """Gradient evaluations and Hessian or Gauss-Newton products so far."""
-        counts = Counts(*self.ledger[:-1].tolist())
-        return counts.grad + counts.hvp + counts.ggnvp
+        counts = dict(zip(Counts._fields, self.ledger[:-1].tolist(), strict=True))
+        return counts["grad"] + counts["hvp"] + counts["ggnvp"]
 
 
 def collect(pages: list[Page]) -> Trace:
