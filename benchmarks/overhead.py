@@ -61,9 +61,11 @@ def step_overhead() -> list[dict]:
         sol = ok.minimize(objective, params, args=batch, method=tx, max_steps=STEPS, tol=0.0)
         return sol.params, sol.value
 
-    outer = interleaved({"fit": by_fit, "hand-written": hand_written})
+    outer = interleaved({"fit": by_fit, "hand-written": hand_written}, rounds=31, seconds=60)
     inner = interleaved(
-        {"minimize": by_minimize, "fori_loop": lambda: compiled_loop(params, *batch)}
+        {"minimize": by_minimize, "fori_loop": lambda: compiled_loop(params, *batch)},
+        rounds=31,
+        seconds=60,
     )
     name = f"MLP {'-'.join(map(str, SIZES))}, batch {BATCH}, adam, {STEPS} steps"
     return [

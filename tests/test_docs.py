@@ -49,3 +49,8 @@ def test_the_readme_tour_runs():
     assert blocks, "the README has no tour"
     code = "\n".join(blocks)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=300)
+
+
+def test_the_page_of_results_is_what_the_results_say():
+    page = README.parent / "benchmarks" / "page.py"
+    subprocess.run([sys.executable, str(page), "--check"], check=True, timeout=60)
