@@ -1,4 +1,17 @@
-"""Strict numerics for every test: float64 on, no implicit promotion of ranks or dtypes."""
+"""Strict numerics for every test: float64 on, no implicit promotion of ranks or dtypes.
+
+Nearly all of the suite's time is compilation, so LLVM optimises nothing here unless XLA_FLAGS is
+set: the tests are about what is computed, never about how fast.
+"""
+
+import os
+
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 
 import jax
 import pytest

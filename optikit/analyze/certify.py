@@ -20,6 +20,7 @@ from optikit.calculus import bind
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Counts, Key, Params, tally, times, tree
+from optikit.core.compiled import jit
 from optikit.core.tree import HIGHEST
 from optikit.linalg import lanczos
 
@@ -174,18 +175,18 @@ class _Verdict(NamedTuple):
     flat: float  # eigenvalues up to this size say nothing
 
 
-@functools.partial(jax.jit, static_argnames="objective")
+@functools.partial(jit, static_argnames="objective")
 def _evaluate(params, args, *, objective):
     return bind(objective, args).value_and_grad(params), tally(Counts(grad=1))
 
 
-@functools.partial(jax.jit, static_argnames="objective")
+@functools.partial(jit, static_argnames="objective")
 def _value_along(params, direction, lengths, args, *, objective):
     door = bind(objective, args)
     return jax.lax.map(lambda t: door.value(tree.add_scaled(params, t, direction)), lengths)
 
 
-@functools.partial(jax.jit, static_argnames="objective")
+@functools.partial(jit, static_argnames="objective")
 def _eigenpairs(params, args, *, objective):
     matrix = bind(objective, args).curvature("hessian", params).dense()
     finite = jnp.all(jnp.isfinite(matrix))
@@ -210,7 +211,7 @@ def _dense_spectrum(params, args, gradient, *, objective) -> tuple[_Spectrum, Co
     return spectrum, Counts(hessian=1)
 
 
-@functools.partial(jax.jit, static_argnames=("num_products", "objective"))
+@functools.partial(jit, static_argnames=("num_products", "objective"))
 def _krylov(params, args, start, key, *, num_products, objective):
     """Ritz pairs of the Hessian; eigenvectors enter through the ends alone."""
     _, unravel = ravel_pytree(params)

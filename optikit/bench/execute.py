@@ -18,6 +18,7 @@ from optikit.bench.cost import count_flops
 from optikit.bench.spec import Budget
 from optikit.calculus import bind
 from optikit.core import Counts, Status
+from optikit.core.compiled import compiler_options
 from optikit.optimizers import Optimizer
 from optikit.problems import Problem
 from optikit.solve.loop import Progress, advance, begin, gradient_criterion
@@ -71,7 +72,7 @@ def programs(problem: Problem, optimizer: Optimizer, params: Any, key: jax.Array
         marks.append(time.perf_counter())
         lowered = traced.lower()
         marks.append(time.perf_counter())
-        compiled = lowered.compile()
+        compiled = lowered.compile(dict(compiler_options(args)) or None)
         marks.append(time.perf_counter())
         for stage, a, b in zip(spent, marks[:-1], marks[1:], strict=True):
             spent[stage] += b - a

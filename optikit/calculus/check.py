@@ -19,6 +19,7 @@ from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import bind
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Key, Params
+from optikit.core.compiled import jit
 
 DIRECTIONS = 3
 WRONG_BELOW = 1.5  # between the orders of a wrong and of a right derivative
@@ -85,23 +86,23 @@ def check_derivatives(
     flat, unravel = ravel_pytree(params)
     door = bind(objective, args)
 
-    @jax.jit
+    @jit
     def along(d, steps):
         return jax.lax.map(lambda t: door.value(unravel(flat + t * d)), steps)
 
-    @jax.jit
+    @jit
     def at_entry(entries, step):
         return jax.lax.map(lambda i: door.value(unravel(flat.at[i].add(step))), entries)
 
-    @jax.jit
+    @jit
     def gradient(v):
         return ravel_pytree(door.value_and_grad(unravel(v)).grad)[0]
 
-    @jax.jit
+    @jit
     def gradient_remainders(d, hd, steps):
         return jax.lax.map(lambda t: jnp.linalg.norm(gradient(flat + t * d) - g - t * hd), steps)
 
-    @jax.jit
+    @jit
     def curvature_along(v, d):
         return ravel_pytree(door.curvature("hessian", unravel(v)).mv(unravel(d)))[0]
 

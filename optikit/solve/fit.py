@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 from optikit.calculus import Objective, bind
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, times, tree
+from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer
 from optikit.solve.history import ROWS, Page, Row, collect
 from optikit.solve.minimize import Method, as_optimizer
@@ -254,7 +255,7 @@ def _blanks(objective: Objective, optimizer: Optimizer, structure: Any, leaves: 
     return jax.eval_shape(initial, params, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer"), donate_argnames=("course",))
+@functools.partial(jit, static_argnames=("objective", "optimizer"), donate_argnames=("course",))
 def _take(course, batches, steps, *, objective, optimizer):
     """So many steps on the first of the batches, in one dispatch."""
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
@@ -293,7 +294,7 @@ def _step(course: _Course, batch: tuple, objective: Objective, optimizer: Optimi
     )
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer"), donate_argnames=("course",))
+@functools.partial(jit, static_argnames=("objective", "optimizer"), donate_argnames=("course",))
 def _look(course, batch, *, objective, optimizer):
     """An evaluation at the parameters kept, where the last step's own is of no use."""
     at, price = optimizer.evaluate(bind(objective, batch, fixed=False), course.params)

@@ -12,6 +12,7 @@ import optax
 from optikit.calculus import Objective, bind
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Key, Params, Status, tree
+from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer, from_optax, named
 from optikit.solve.choose import choose
 from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
@@ -99,7 +100,7 @@ def solve(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("objective", "optimizer", "criterion", "trace_rows", "reason")
+    jit, static_argnames=("objective", "optimizer", "criterion", "trace_rows", "reason")
 )
 def _run(
     params, args, tol, max_steps, key, *, objective, optimizer, criterion, trace_rows, reason
