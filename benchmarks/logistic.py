@@ -22,8 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from peers import METHODS, Solver
 
-L2 = 1e-4
+L2, MAX_STEPS = 1e-4, 5000
 TARGET = {"float64": 1e-7, "float32": 1e-5}
 TOLERANCES = [10.0**-k for k in range(2, 13)]
 WARM_CALLS, WARM_SECONDS = 7, 6.0
@@ -43,23 +44,6 @@ def data() -> tuple[np.ndarray, np.ndarray, str]:
     return x, y, "synthetic"
 
 
-Solver = Callable[[Any, Any, float], Any]
-
-
-def optikit_by(method: str) -> Solver:
-    import jax.numpy as jnp
-
-    import optikit as ok
-
-    objective = ok.composite(lambda w, x: x @ w, ok.losses.logistic, penalty=ok.losses.l2(L2))
-
-    def solve(x, y, tol):
-        start = jnp.zeros(x.shape[1], x.dtype)
-        return ok.minimize(objective, start, args=(x, y), method=method, tol=tol, max_steps=5000)
-
-    return lambda x, y, tol: solve(x, y, tol).params
-
-
 def plain(w, x, y):
     """The objective as a user of JAX writes it."""
     import jax
@@ -69,124 +53,35 @@ def plain(w, x, y):
     return jnp.mean(jax.nn.softplus(z) - y * z) + L2 / 2 * w @ w
 
 
-def scipy_by(method: str) -> Solver:
-    """Scipy on the host, derivatives by jitted JAX."""
-    import jax
-    from scipy.optimize import minimize
-
-    value_and_grad = jax.jit(jax.value_and_grad(plain))
-    product = jax.jit(lambda w, v, x, y: jax.jvp(lambda u: jax.grad(plain)(u, x, y), (w,), (v,))[1])
-    hessian = jax.jit(jax.hessian(plain))
-    second: dict[str, Callable] = {
-        "Newton-CG": lambda x, y: {"hessp": lambda w, v: np.asarray(product(w, v, x, y))},
-        "trust-exact": lambda x, y: {"hess": lambda w: np.asarray(hessian(w, x, y))},
-    }
-    names = {"L-BFGS-B": "gtol", "BFGS": "gtol", "Newton-CG": "xtol", "trust-exact": "gtol"}
-
-    def solve(x, y, tol):
-        def fun(w):
-            value, grad = value_and_grad(w, x, y)
-            return float(value), np.asarray(grad, np.float64)
-
-        options = {names[method]: tol, "maxiter": 5000}
-        if method == "L-BFGS-B":
-            options |= {"ftol": 0.0, "maxfun": 10_000}
-        more = second[method](x, y) if method in second else {}
-        return minimize(
-            fun, np.zeros(x.shape[1]), jac=True, method=method, options=options, **more
-        ).x
-
-    return solve
-
-
-def jaxopt_lbfgs() -> Solver:
-    import jax.numpy as jnp
-    import jaxopt
-
-    solvers = {}
-
-    def solve(x, y, tol):
-        solver = solvers.setdefault(tol, jaxopt.LBFGS(plain, maxiter=5000, tol=tol))
-        return solver.run(jnp.zeros(x.shape[1], x.dtype), x, y).params
-
-    return solve
-
-
-def optimistix_by(name: str) -> Solver:
-    import equinox as eqx
-    import jax.numpy as jnp
-    import optimistix as optx
-
-    def fun(w, args):
-        return plain(w, *args)
-
-    @eqx.filter_jit
-    def run(x, y, tol):
-        # its tolerances are of steps in y and f, and enter the compiled program as constants
-        solver = getattr(optx, name)(rtol=tol, atol=tol)
-        start = jnp.zeros(x.shape[1], x.dtype)
-        return optx.minimise(fun, solver, start, (x, y), max_steps=5000, throw=False).value
-
-    return run
-
-
-def optax_lbfgs() -> Solver:
-    """The loop of optax's own documentation, stopped by the gradient."""
-    import functools
-
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    tx = optax.lbfgs()
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def solve(x, y, tol):
-        fun = functools.partial(plain, x=x, y=y)
-        value_and_grad = optax.value_and_grad_from_state(fun)
-
-        def step(carry):
-            w, state = carry
-            value, grad = value_and_grad(w, state=state)
-            updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=fun)
-            return optax.apply_updates(w, updates), state
-
-        def going(carry):
-            state = carry[1]
-            count = optax.tree.get(state, "count")
-            grad = optax.tree.get(state, "grad")
-            return (count == 0) | ((count < 5000) & (jnp.max(jnp.abs(grad)) > tol))
-
-        start = jnp.zeros(x.shape[1], x.dtype)
-        return jax.lax.while_loop(going, step, (start, tx.init(start)))[0]
-
-    return solve
-
-
 def sklearn_by(name: str) -> Solver:
-    """scikit-learn's own compiled objective (numpy, BLAS), no intercept."""
+    """Scikit-learn with its own compiled objective (numpy, BLAS), no intercept."""
+    from peers import Outcome
     from sklearn.linear_model import LogisticRegression
 
-    def solve(x, y, tol):
-        strength = 1 / (L2 * len(x))
+    def solve(_fun, _x0, args, tol):
+        x, y = map(np.asarray, args)
         model = LogisticRegression(
-            C=strength, fit_intercept=False, solver=name, tol=tol, max_iter=5000
-        )
-        return model.fit(np.asarray(x), np.asarray(y)).coef_[0]
+            C=1 / (L2 * len(x)), fit_intercept=False, solver=name, tol=tol, max_iter=MAX_STEPS
+        ).fit(x, y)
+        return Outcome(model.coef_[0], True, model.n_iter_[0])
 
     return solve
 
 
-METHODS: dict[str, Callable[[], Solver]] = {
-    **{f"optikit {m}": lambda m=m: optikit_by(m)
-       for m in ("newton", "newton-cg", "trust-region", "bfgs", "lbfgs")},
-    **{f"scipy {m} + jax": lambda m=m: scipy_by(m)
-       for m in ("L-BFGS-B", "BFGS", "Newton-CG", "trust-exact")},
-    "jaxopt LBFGS": jaxopt_lbfgs,
-    **{f"optimistix {m}": lambda m=m: optimistix_by(m) for m in ("BFGS", "LBFGS")},
-    "optax lbfgs": optax_lbfgs,
-    **{f"sklearn {m}": lambda m=m: sklearn_by(m) for m in ("lbfgs", "newton-cholesky")},
-}  # fmt: skip
+SKLEARN = tuple(f"sklearn {name}" for name in ("lbfgs", "newton-cholesky"))
+NAMES = tuple(name for name in METHODS if "trust-ncg" not in name) + SKLEARN
+
+
+def solver(name: str) -> tuple[Solver, Callable]:
+    """A method, and the objective it is given: ours knows its structure."""
+    import optikit as ok
+
+    if name in SKLEARN:
+        return sklearn_by(name.removeprefix("sklearn ")), plain
+    if not name.startswith("optikit"):
+        return METHODS[name](MAX_STEPS), plain
+    objective = ok.composite(lambda w, x: x @ w, ok.losses.logistic, penalty=ok.losses.l2(L2))
+    return METHODS[name](MAX_STEPS), objective
 
 
 def one(name: str, tol: float | None, dtype: str) -> dict[str, Any]:
@@ -209,18 +104,23 @@ def one(name: str, tol: float | None, dtype: str) -> dict[str, Any]:
         value = np.mean(np.logaddexp(0, z) - labels * z) + L2 / 2 * w @ w
         return {"max_grad": float(np.max(np.abs(grad))), "value": float(value)}
 
-    solve = METHODS[name]()
+    solve_, fun = solver(name)
+    start = jnp.zeros(features.shape[1], x.dtype)
+
+    def solve(tol: float) -> Any:
+        return jax.block_until_ready(solve_(fun, start, (x, y), tol).x)
+
     if tol is None:
         tried = []
         for candidate in TOLERANCES:
-            tried.append((judge(solve(x, y, candidate))["max_grad"], candidate))
+            tried.append((judge(solve(candidate))["max_grad"], candidate))
             if tried[-1][0] <= TARGET[dtype]:
                 break
         return {"tol": tried[-1][1] if tried[-1][0] <= TARGET[dtype] else min(tried)[1]}
 
     def timed() -> tuple[float, Any]:
         before = time.perf_counter()
-        w = jax.block_until_ready(solve(x, y, tol))
+        w = solve(tol)
         return time.perf_counter() - before, w
 
     cold, w = timed()
@@ -245,10 +145,10 @@ def study(dtype: str, rounds: int) -> list[dict[str, Any]]:
     """Rows by method, and two of ratios against the fastest rival that met the target."""
     from common import ratio, row
 
-    tolerances = {name: apart(name, None, dtype)["tol"] for name in METHODS}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
+    tolerances = {name: apart(name, None, dtype)["tol"] for name in NAMES}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for _ in range(rounds):
-        for name in METHODS:
+        for name in NAMES:
             runs[name].append(apart(name, tolerances[name], dtype))
     source = data()[2]
     best = min(r["value"] for rows in runs.values() for r in rows)
@@ -277,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
-    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--tol", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
