@@ -6,7 +6,7 @@ repay that, so such programs are compiled without them.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,17 +18,24 @@ SMALL = 2**15
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def jit(
+    function: Callable[..., Any], *, unweighed: Collection[str] = (), **options: Any
+) -> Callable[..., Any]:
     """`jax.jit`, compiled quickly where the arguments are small and the backend is a CPU.
 
     Inside another transformation it is `jax.jit` itself.
+
+    Args:
+      unweighed: keyword arguments whose size does not count, so that a program with them and one
+        without are compiled alike, and round alike.
     """
     thorough = jax.jit(function, **options)
     quick = jax.jit(function, compiler_options=QUICK, **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (quick if compiler_options((args, kwargs)) else thorough)(*args, **kwargs)
+        weighed = {name: value for name, value in kwargs.items() if name not in unweighed}
+        return (quick if compiler_options((args, weighed)) else thorough)(*args, **kwargs)
 
     return call
 

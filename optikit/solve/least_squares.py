@@ -14,6 +14,7 @@ from optikit.linalg.least_squares import column_norms
 from optikit.optimizers import StepInfo
 from optikit.solve.loop import Progress, gradient_criterion
 from optikit.solve.minimize import Method, solve
+from optikit.solve.resume import SolveState
 from optikit.solve.solution import Solution
 
 
@@ -27,6 +28,7 @@ def least_squares(
     max_steps: int = 1000,
     has_aux: bool = False,
     trace: bool = False,
+    state: SolveState | None = None,
 ) -> Solution:
     """Minimise |residual(params, *args)|^2 / 2 over params.
 
@@ -40,6 +42,9 @@ def least_squares(
       method: "levenberg-marquardt", "gauss-newton", "dogleg", an Optimizer, or any method for
         smooth functions.
       tol: relative, of the tests above; by default 1e-10 in float64 and 1e-4 in float32.
+      state: `sol.state` of an earlier call, to go on from there, as in `minimize`.
+
+    Derivatives with respect to `args` are those of `minimize`, by the full Hessian of |r|^2 / 2.
 
     Raises:
       TypeError: parameters that are not floating point, an objective that is no sum of squares.
@@ -62,7 +67,9 @@ def least_squares(
         raise TypeError(msg)
     if tol is None:
         tol = 1e-10 if tree.inner_dtype(as_params(params)) == jnp.float64 else 1e-4
-    return solve(objective, params, method, args, tol, max_steps, trace, None, residual_criterion)
+    return solve(
+        objective, params, method, args, tol, max_steps, trace, None, residual_criterion, state
+    )
 
 
 def residual_criterion(

@@ -59,7 +59,7 @@ def begin(
     usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
     status = jnp.where(usable, Status.RUNNING.value, Status.NOT_FINITE.value).astype(jnp.int32)
     zero = jnp.asarray(0, jnp.int32)
-    trace = _blank_trace(at, largest, counts, trace_rows) if trace_rows else None
+    trace = blank_trace(at, largest, counts, trace_rows) if trace_rows else None
     return Progress(
         at=at,
         best=None if optimizer.monotone else Best(at.params, at.value),
@@ -205,12 +205,15 @@ def _judge(
     return jnp.where(lost, Status.NOT_FINITE.value, status).astype(jnp.int32)
 
 
-def _blank_trace(at: Eval, largest: Scalar, counts: Counts, rows: int) -> Trace:
+def blank_trace(
+    at: Eval, largest: Scalar, counts: Counts, rows: int, row: Int[Array, ""] | int = 0
+) -> Trace:
+    """A trace in which only the row where the loop begins is written."""
     nan = jnp.full(rows, jnp.nan, at.value.dtype)
     return Trace(
-        value=nan.at[0].set(at.value),
-        grad_norm=nan.at[0].set(largest),
-        step_norm=nan.at[0].set(0),
+        value=nan.at[row].set(at.value),
+        grad_norm=nan.at[row].set(largest),
+        step_norm=nan.at[row].set(0),
         counts=jax.tree.map(lambda n: jnp.full(rows, n, jnp.int32), counts),
     )
 

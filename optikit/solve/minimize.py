@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import optax
 
 from optikit.calculus import Objective, bind
+from optikit.calculus.closures import opened
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Key, Params, Status, tree
 from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer, from_optax, named
 from optikit.solve.choose import choose
+from optikit.solve.implicit import differentiable
 from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
+from optikit.solve.resume import SolveState, check_state, completed, resumed, suspended
 from optikit.solve.solution import Solution, default_tolerance
 
 Method = str | Optimizer | optax.GradientTransformation
@@ -32,6 +35,7 @@ def minimize(
     has_aux: bool = False,
     trace: bool = False,
     key: Key | None = None,
+    state: SolveState | None = None,
 ) -> Solution:
     """Minimise fun(params, *args) over params, starting at params.
 
@@ -41,6 +45,13 @@ def minimize(
 
     Works under `jit` and `vmap`. Compiled once per function, method and shapes: data belongs in
     `args`, not in a closure, and a lambda written anew at each call compiles anew.
+
+    `jax.grad` and `jax.jvp` of `params`, `value` and `aux` with respect to `args` (and to what the
+    function closes over) are those of the exact solution near the returned point, by the implicit
+    function theorem; see `optikit.solve.implicit`. The start, the tolerance and the method have no
+    part in it, so their derivatives are zero, as are those of all other fields. Where the solve
+    did not converge the same formula is applied at the point returned; where the Hessian is
+    singular the answer is that of least norm.
 
     Args:
       fun: a pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`; or an
@@ -52,10 +63,14 @@ def minimize(
       max_steps: a budget, not a hyperparameter: changing it does not recompile without a trace.
       trace: record value, gradient norm, step and counts at every step.
       key: for methods that draw random numbers.
+      state: `sol.state` of an earlier call with the same function, args and method: the solve goes
+        on as if it had not been cut off, and `max_steps` and the counts include the earlier steps.
+        Of params then only the structure matters; rows of a trace before the first new step are
+        NaN.
 
     Raises:
       TypeError: parameters that are not floating point, a function that is not scalar.
-      ValueError: an unknown method, no parameters, a negative budget.
+      ValueError: an unknown method, no parameters, a negative budget, a state of another solve.
 
     Example:
       >>> def rosenbrock(x, b):
@@ -65,7 +80,9 @@ def minimize(
       (True, [1.0, 1.0])
     """
     objective = as_objective(fun, has_aux=has_aux)
-    return solve(objective, params, method, args, tol, max_steps, trace, key, gradient_criterion)
+    return solve(
+        objective, params, method, args, tol, max_steps, trace, key, gradient_criterion, state
+    )
 
 
 def solve(
@@ -78,6 +95,7 @@ def solve(
     trace: bool,
     key: Key | None,
     criterion: Criterion,
+    state: SolveState | None = None,
 ) -> Solution:
     """The common body of the deterministic drivers: check, choose, compile, run."""
     params, args = as_params(params), as_args(args)
@@ -85,32 +103,43 @@ def solve(
     if isinstance(max_steps, int) and max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
-    return _run(
-        params,
-        args,
-        tol,
-        max_steps,
-        key,
-        objective=objective,
+    if state is not None:
+        check_state(state, optimizer, params)
+    run = functools.partial(
+        _run,
         optimizer=optimizer,
         criterion=criterion,
         trace_rows=int(max_steps) + 1 if trace else 0,
         reason=reason,
     )
+    return completed(
+        differentiable(
+            run, objective, params, args, tol=tol, max_steps=max_steps, key=key, state=state
+        )
+    )
 
 
 @functools.partial(
-    jit, static_argnames=("objective", "optimizer", "criterion", "trace_rows", "reason")
+    jit,
+    static_argnums=0,
+    static_argnames=("optimizer", "criterion", "trace_rows", "reason"),
+    unweighed=("state",),
 )
 def _run(
-    params, args, tol, max_steps, key, *, objective, optimizer, criterion, trace_rows, reason
-) -> Solution:
+    objective, params, args, captured, *, tol, max_steps, key, state,
+    optimizer, criterion, trace_rows, reason,
+) -> Solution:  # fmt: skip
+    objective = opened(objective, captured)
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
     key = jax.random.key(0) if key is None else key
     oracle = bind(objective, args)
-    progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    if state is None:
+        progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    else:
+        progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
     progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
+    state = suspended(progress, tol, optimizer)
     at, progress = finished(progress, optimizer, oracle)
     ended = progress.status != Status.RUNNING.value
     return Solution(
@@ -125,6 +154,7 @@ def _run(
         trace=progress.trace,
         method=optimizer.name,
         reason=reason,
+        state=state,
     )
 
 

@@ -51,6 +51,7 @@ class Solution:
       trace: the course, or None unless asked for.
       method: the name of the method that ran.
       reason: why it was chosen, where `method="auto"` chose it.
+      state: where the solve stands, for `minimize(..., state=sol.state)`; None from `fit`.
     """
 
     params: Params
@@ -64,6 +65,7 @@ class Solution:
     trace: Trace | None
     method: str = dataclasses.field(metadata={"static": True}, default="")
     reason: str = dataclasses.field(metadata={"static": True}, default="")
+    state: Any = dataclasses.field(default=None, repr=False)
 
     @property
     def success(self) -> Bool[Array, ""]:

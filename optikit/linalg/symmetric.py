@@ -1,0 +1,59 @@
+"""Solves with a dense symmetric matrix that is usually positive definite but need not be.
+
+By Cholesky after scaling to a unit diagonal, so that parameters in different units cost no digits;
+otherwise by eigendecomposition, in which eigenvalues of rounding size count as zero: the solution
+of least norm. Reference: Golub & Van Loan (2013), sections 4.2 and 5.5.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from optikit.core import tree
+from optikit.core.tree import HIGHEST
+
+
+def factorized(
+    matrix: Float[Array, "n n"],
+) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
+    """b -> the solution of matrix x = b, of least norm if the matrix is singular to rounding.
+
+    A matrix with a NaN or infinite entry gives NaN. Cost: n^3/3 flops, and 2 n^2 a solve; 9 n^3 a
+    solve where Cholesky fails, which under `vmap` is paid only if it fails for some problem.
+
+    Example:
+      >>> solve = factorized(jnp.array([[2.0, 2.0], [2.0, 2.0]]))
+      >>> [round(float(v), 5) for v in solve(jnp.array([4.0, 4.0]))]
+      [1.0, 1.0]
+    """
+    n = matrix.shape[0]
+    negligible = 10 * n * tree.eps(matrix.dtype)
+    diagonal = jnp.diagonal(matrix)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+    factor = jnp.linalg.cholesky(matrix * jnp.outer(scale, scale), symmetrize_input=False)
+    # a squared pivot is the share of a column's length that the columns before do not explain
+    pivots = jnp.diagonal(factor) ** 2
+    safe = jnp.all(jnp.isfinite(factor)) & jnp.all(diagonal > 0) & (jnp.min(pivots) > negligible)
+    finite = jnp.all(jnp.isfinite(matrix))
+
+    def pseudo_inverse(b: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0), symmetrize_input=False)
+        real = jnp.abs(values) > negligible * jnp.max(jnp.abs(values))
+        along = jnp.matmul(b, vectors, precision=HIGHEST)
+        parts = jnp.where(real, along / jnp.where(real, values, 1), 0)
+        return jnp.matmul(vectors, parts, precision=HIGHEST)
+
+    def solve(b: Array) -> Array:
+        direct = scale * jax.scipy.linalg.cho_solve((factor, True), scale * b)
+        # a loop of at most one turn: a condition would run both of its sides under vmap
+        x, _ = lax.while_loop(
+            lambda c: ~c[1],
+            lambda c: (pseudo_inverse(b), jnp.ones_like(c[1])),
+            (jnp.where(safe, direct, 0), safe),
+        )
+        return jnp.where(finite, x, jnp.nan)
+
+    return solve

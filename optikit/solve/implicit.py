@@ -1,0 +1,143 @@
+"""Derivatives of a solution with respect to the data, by the implicit function theorem.
+
+At a solution grad f(x, theta) = 0, so that with the full Hessian H = d2f/dx2 (for least squares of
+|r|^2 / 2, not J^T J)
+
+    dx = -H^-1 (d grad f / d theta) dtheta,    df = (d f / d theta) dtheta,
+
+the second by the envelope theorem. The solver's loop is never differentiated. One rule serves jvp
+and grad: it is linear in dtheta, and the solve is one that can be transposed and, for second
+derivatives, differentiated again.
+
+Reference: Blondel et al. (2022), "Efficient and modular implicit differentiation", section 2.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from optikit.calculus import Objective, bind
+from optikit.calculus.closures import Closure, held_tracers, opened, under_transformation
+from optikit.calculus.objective import value_and_aux
+from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
+from optikit.core import Params, tree
+from optikit.core.tree import HIGHEST
+from optikit.linalg.minres import minres
+from optikit.linalg.symmetric import factorized
+from optikit.solve.solution import Solution
+
+DENSE = 256
+"""Parameters up to which the Hessian is built from products, all at once, and factorised."""
+
+DENSE_STRUCTURED = 2000
+"""Parameters up to which a linear model's Hessian, at one Gram product, is factorised."""
+
+Run = Callable[..., Solution]
+"""(objective, params, args, captured, *rest) -> Solution; only args and captured are followed."""
+
+
+def differentiable(
+    run: Run, objective: Objective, params: Params, args: tuple, *rest: Any
+) -> Solution:
+    """run(objective, params, args, (), *rest), with a derivative where one may be asked for.
+
+    Outside of any transformation this is the run itself.
+    """
+    if not under_transformation():
+        return run(objective, params, args, (), *rest)
+    tracers = held_tracers(objective, params, args)
+    subject = Closure(objective, tracers) if tracers else objective
+    return _solved(run, subject, params, args, tracers, rest)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _solved(run: Run, objective: Objective | Closure, params, args, captured, rest) -> Solution:
+    return run(objective, params, args, captured, *rest)
+
+
+@functools.partial(_solved.defjvp, symbolic_zeros=True)
+def _rule(run: Run, objective: Objective | Closure, primals: tuple, tangents: tuple):
+    solution = _solved(run, objective, *primals)
+    data, structure = jax.tree.flatten(primals[1:3])
+    moves = jax.tree.leaves(tangents[1:3])
+    moved = tuple(i for i, m in enumerate(moves) if not isinstance(m, SymbolicZero))
+    response = zero_from_primal(solution, symbolic_zeros=True)
+    if moved:
+        moves = tuple(moves[i] for i in moved)
+        params, value, aux = _response(
+            solution.params, data, moves, objective=objective, structure=structure, moved=moved
+        )
+        response = dataclasses.replace(response, params=params, value=value, aux=aux)
+    return solution, response
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "structure", "moved"))
+def _response(params: Params, data: list, moves: tuple, *, objective, structure, moved: tuple):
+    """(dx, df, daux) at params for moves of the data leaves numbered `moved`."""
+
+    def on(part: tuple) -> tuple[Objective, tuple]:
+        leaves = list(data)
+        for i, leaf in zip(moved, part, strict=True):
+            leaves[i] = leaf
+        args, captured = jax.tree.unflatten(structure, leaves)
+        return opened(objective, captured), args
+
+    def evaluate(x: Params, part: tuple) -> tuple:
+        subject, args = on(part)
+        return value_and_aux(subject, x, args)
+
+    def value_and_grad(part: tuple) -> tuple:
+        return jax.value_and_grad(lambda x: evaluate(x, part)[0])(params)
+
+    part = tuple(jnp.asarray(data[i]) for i in moved)
+    _, (value, cross) = jax.jvp(value_and_grad, (part,), (moves,))
+    step = tree.negative(hessian_solve(*on(part), params, cross))
+    aux = jax.jvp(lambda x, part: evaluate(x, part)[1], (params, part), (step, moves))[1]
+    return step, value, aux
+
+
+def hessian_solve(objective: Objective, args: tuple, params: Params, vector: Params) -> Params:
+    """H^-1 vector with H the Hessian at params; of least norm where H is singular.
+
+    A dense factorisation where the Hessian is cheap to have, else MINRES on products. Linear in
+    `vector`, and differentiable in everything.
+    """
+    flat, unravel = ravel_pytree(params)
+    dense = _dense_hessian(objective, args, params)
+    if dense is not None:
+        direct = factorized(lax.stop_gradient(dense))
+
+        def product(v: Array) -> Array:
+            return jnp.matmul(dense, v, precision=HIGHEST)
+
+        def solve(_, b: Array) -> Array:
+            return direct(b)
+    else:
+        hvp = bind(objective, args).curvature("hessian", params).mv
+
+        def product(v: Array) -> Array:
+            return tree.ravel(hvp(unravel(v)))
+
+        def solve(mv, b: Array) -> Array:
+            return minres(mv, b)
+
+    b = tree.ravel(vector).astype(flat.dtype)
+    return unravel(lax.custom_linear_solve(product, b, solve, symmetric=True))
+
+
+def _dense_hessian(objective: Objective, args: tuple, params: Params) -> Array | None:
+    n = tree.size(params)
+    if n <= DENSE:
+        return bind(objective, args).curvature("hessian", params).dense()
+    if n > DENSE_STRUCTURED or objective.loss is None:
+        return None
+    dense = structured_curvature(objective, params, args, objective.loss.hvp)
+    return None if dense is None else add_penalty_diagonal(dense, objective, params)
