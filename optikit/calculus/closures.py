@@ -14,14 +14,7 @@ import jax
 from jax import core
 from jax.extend import core as jex
 
-from optikit.calculus.objective import (
-    Objective,
-    example_losses,
-    outputs_of,
-    residual_vector,
-    split_data,
-    value_and_aux,
-)
+from optikit.calculus.objective import Objective, split_data, value_and_aux
 from optikit.core import Params
 
 with core.eval_context():
@@ -58,21 +51,24 @@ def opened(objective: Objective | Closure, values: tuple) -> Objective:
 
 def held_tracers(objective: Objective, params: Params, args: tuple) -> tuple:
     """The outer tracers that an objective closes over, found by tracing it once."""
+    loss, penalty = objective.loss, objective.penalty
 
     def every_part(p: Params, a: tuple) -> list:
-        found: list[Any] = [value_and_aux(objective, p, a)]
-        loss, penalty = objective.loss, objective.penalty
-        if residual_vector(objective) is not None:
-            found.append(residual_vector(objective)(p, *a))
-        if penalty is not None and penalty.diagonal is not None:
-            found.append(penalty.diagonal(p))
-        if loss is not None:
-            inputs, targets, weights = split_data(objective, a)
-            outputs = outputs_of(objective, p, inputs)
-            found.append(example_losses(objective, outputs, targets, weights)[0])
-            found.append(loss.hvp(outputs, targets, outputs))
+        found: list[Any] = []
+        if loss is None:
+            found.append(value_and_aux(objective._replace(penalty=None), p, a))
+        else:
+            inputs, targets, _ = split_data(objective, a)
+            found.append(objective.fun(p, inputs))
+            outputs = found[0][0] if objective.has_aux else found[0]
+            found += [loss.value(outputs, targets), loss.hvp(outputs, targets, outputs)]
             if loss.fisher is not None:
                 found.append(loss.fisher(outputs, outputs))
+            if loss.residual is not None:
+                found.append(loss.residual(outputs, targets))
+        if penalty is not None:
+            parts = (penalty.value, penalty.diagonal, penalty.residual)
+            found += [part(p) for part in parts if part is not None]
         return found
 
     try:

@@ -1,12 +1,11 @@
 """MINRES: symmetric systems from products alone, indefinite and singular ones too.
 
-Where the right-hand side has a part outside the range, the residual of the least-squares solution
-is that part, and the iterate's share of the null space is a multiple of it: taking it out gives the
-solution of least norm. On a consistent system the iterates never leave the range.
+On a consistent system the iterates stay in the range of A and end at the solution of least norm,
+A^+ b. Where b has a part outside the range they drift along the null space. Then b is projected
+first, by a consistent system of its own, P b = A^+ (A b), and A^+ b = A^+ (P b) takes three runs.
 
-References: Paige & Saunders (1975), "Solution of sparse indefinite systems of linear equations",
-section 4; Liu, Milzarek & Roosta (2023), "Obtaining pseudo-inverse solutions with MINRES",
-Theorem 1, for the lifting.
+Reference: Paige & Saunders (1975), "Solution of sparse indefinite systems of linear equations",
+section 4.
 """
 
 from collections.abc import Callable
@@ -20,10 +19,13 @@ from optikit.core import Scalar, tree
 from optikit.core.tree import HIGHEST
 
 Vector = Float[Array, " n"]
+Product = Callable[[Vector], Vector]
 
 
 class _Run(NamedTuple):
     x: Vector
+    best: Vector  # the iterate of least |A r|
+    best_slope: Scalar  # its |A r|
     v: Vector  # Lanczos vectors v_k and v_{k-1}
     v_last: Vector
     d: Vector  # columns of V R^-1
@@ -39,27 +41,44 @@ class _Run(NamedTuple):
     done: Bool[Array, ""]
 
 
-def minres(
-    product: Callable[[Vector], Vector], b: Vector, *, max_iters: int | None = None
-) -> Vector:
-    """The solution of A x = b of least norm, or of least |A x - b| where there is none.
+def minres(product: Product, b: Vector, *, max_iters: int | None = None) -> Vector:
+    """A^+ b: the x of least norm among those of least |A x - b|.
 
     Args:
       product: v -> A v, symmetric.
-      max_iters: products at most, besides two at the end; by default 4 n + 50, at most 10,000.
+      max_iters: products of one run at most; by default 4 n + 50, and at most 10,000.
 
-    Stops when the residual is of rounding size, or orthogonal to the range. Memory: six vectors.
+    Stops when the residual is of rounding size. Memory: eight vectors.
 
     Example:
       >>> a = jnp.array([[2.0, 2.0], [2.0, 2.0]])
-      >>> [round(float(v), 5) for v in minres(lambda v: a @ v, jnp.array([4.0, 4.0]))]
+      >>> [round(float(v), 5) for v in minres(lambda v: a @ v, jnp.array([5.0, 3.0]))]
       [1.0, 1.0]
     """
-    n, dtype = b.size, b.dtype
-    eps = tree.eps(dtype)
-    limit = min(4 * n + 50, 10_000) if max_iters is None else max_iters
+    limit = min(4 * b.size + 50, 10_000) if max_iters is None else max_iters
+    eps = tree.eps(b.dtype)
+
+    def next_run(carry: tuple) -> tuple:
+        _, right, turn, _ = carry
+        # a projected right-hand side is in the range but for the rounding of its own run
+        floor = jnp.where(turn == 2, eps**0.8, 10 * eps).astype(b.dtype)
+        x, consistent = _iterate(product, right, floor, limit)
+        done = (turn == 2) | ((turn == 0) & consistent)
+        return x, jnp.where(turn == 0, product(b), x), turn + 1, done
+
+    start = jnp.zeros_like(b), b, jnp.asarray(0, jnp.int32), jnp.asarray(False)
+    return lax.while_loop(lambda carry: ~carry[3], next_run, start)[0]
+
+
+def _iterate(
+    product: Product, b: Vector, floor: Scalar, limit: int
+) -> tuple[Vector, Bool[Array, ""]]:
+    """The iterate of least |A r|, and whether its residual shows the system to be consistent."""
+    eps = tree.eps(b.dtype)
+    flat = (
+        eps**0.7
+    )  # |A r| / |A| |r| of a residual outside the range; 1 / |A| |A^+| that is too far
     size = _norm(b)
-    floor, flat = 4 * eps * size, eps**0.75
 
     def running(r: _Run) -> Array:
         return ~r.done & (r.iterations < limit)
@@ -73,38 +92,34 @@ def minres(
         delta = r.c * r.dbar + r.s * alpha
         gbar = r.s * r.dbar - r.c * alpha
         dbar, epsilon = -r.c * beta, r.s * beta
-        # |A r| / |r| of the residual so far: none of it is left in the range
-        outside = jnp.hypot(gbar, dbar) <= flat * scale
+        steepness = jnp.hypot(gbar, dbar)  # |A r| / |r| at r.x
+        better = steepness * r.phi < r.best_slope
+        lost = (steepness <= flat * scale) | (flat * _norm(r.x) * scale > size)
         gamma = jnp.hypot(gbar, beta)
-        gamma = jnp.where(outside, 1, gamma)
+        gamma = jnp.where(gamma > 0, gamma, 1)
         c, s = gbar / gamma, beta / gamma
         d = (r.v - delta * r.d - r.epsilon * r.d_last) / gamma
-        x = jnp.where(outside, r.x, r.x + c * r.phi * d)
-        phi = jnp.where(outside, r.phi, s * r.phi)
-        done = outside | (phi <= floor) | ~jnp.isfinite(phi)
-        v = p / jnp.where(beta > 0, beta, 1)
+        x = r.x + c * r.phi * d
+        phi = s * r.phi
+        solved = ~lost & (phi <= floor * size)
+        best = jnp.where(solved, x, jnp.where(better, r.x, r.best))
+        best_slope = jnp.where(better, steepness * r.phi, r.best_slope)
         return _Run(
-            x, v, r.v, d, r.d, beta, c, s, dbar, epsilon, phi, scale, r.iterations + 1, done
-        )
+            x, best, jnp.where(solved, 0, best_slope), p / jnp.where(beta > 0, beta, 1), r.v, d,
+            r.d, beta, c, s, dbar, epsilon, jnp.where(lost, r.phi, phi), scale, r.iterations + 1,
+            lost | solved | ~jnp.isfinite(phi),
+        )  # fmt: skip
 
-    zero, zeros = jnp.zeros((), dtype), jnp.zeros_like(b)
+    zero, zeros = jnp.zeros((), b.dtype), jnp.zeros_like(b)
     start = _Run(
-        x=zeros, v=b / jnp.where(size > 0, size, 1), v_last=zeros, d=zeros, d_last=zeros,
-        beta=zero, c=-jnp.ones((), dtype), s=zero, dbar=zero, epsilon=zero, phi=size, scale=zero,
+        x=zeros, best=zeros, best_slope=jnp.full((), jnp.inf, b.dtype),
+        v=b / jnp.where(size > 0, size, 1), v_last=zeros, d=zeros, d_last=zeros, beta=zero,
+        c=-jnp.ones((), b.dtype), s=zero, dbar=zero, epsilon=zero, phi=size, scale=zero,
         iterations=jnp.asarray(0, jnp.int32), done=size == 0,
     )  # fmt: skip
     run = lax.while_loop(running, body, start)
-    return _lifted(product, b, run, eps)
-
-
-def _lifted(product: Callable[[Vector], Vector], b: Vector, run: _Run, eps: float) -> Vector:
-    """The iterate without its share of the residual, where the residual is a null vector."""
-    r = b - product(run.x)
-    size = _norm(r)
-    null = _norm(product(r)) <= eps**0.5 * run.scale * size
-    real = size > eps**0.5 * _norm(b)  # not the rounding error of a consistent system
-    share = _dot(r, run.x) / jnp.where(size > 0, size**2, 1)
-    return jnp.where(null & real, run.x - share * r, run.x)
+    x = jnp.where(jnp.isfinite(run.phi), run.best, jnp.nan)
+    return x, run.phi <= eps**0.5 * size
 
 
 def _dot(a: Vector, b: Vector) -> Scalar:

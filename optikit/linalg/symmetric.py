@@ -19,7 +19,7 @@ from optikit.core.tree import HIGHEST
 def factorized(
     matrix: Float[Array, "n n"],
 ) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-    """b -> the solution of matrix x = b, of least norm if the matrix is singular to rounding.
+    """B -> the solution of matrix x = b, of least norm if the matrix is singular to rounding.
 
     A matrix with a NaN or infinite entry gives NaN. Cost: n^3/3 flops, and 2 n^2 a solve; 9 n^3 a
     solve where Cholesky fails, which under `vmap` is paid only if it fails for some problem.

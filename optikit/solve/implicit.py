@@ -34,8 +34,8 @@ from optikit.linalg.minres import minres
 from optikit.linalg.symmetric import factorized
 from optikit.solve.solution import Solution
 
-DENSE = 256
-"""Parameters up to which the Hessian is built from products, all at once, and factorised."""
+DENSE = 512
+"""Parameters up to which the Hessian is built from products and factorised."""
 
 DENSE_STRUCTURED = 2000
 """Parameters up to which a linear model's Hessian, at one Gram product, is factorised."""
@@ -50,12 +50,23 @@ def differentiable(
     """run(objective, params, args, (), *rest), with a derivative where one may be asked for.
 
     Outside of any transformation this is the run itself.
+
+    Raises:
+      TypeError: what is differentiated enters by the method, which a solution does not depend on.
     """
     if not under_transformation():
         return run(objective, params, args, (), *rest)
     tracers = held_tracers(objective, params, args)
     subject = Closure(objective, tracers) if tracers else objective
-    return _solved(run, subject, params, args, tracers, rest)
+    try:
+        return _solved(run, subject, params, args, tracers, rest)
+    except jax.errors.UnexpectedTracerError as error:
+        msg = (
+            "this solve is differentiated with respect to a value that reaches it by neither args "
+            "nor the objective, for instance a hyperparameter of the method. The solution does not "
+            "depend on it: pass jax.lax.stop_gradient(value)."
+        )
+        raise TypeError(msg) from error
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
