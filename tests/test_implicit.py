@@ -1,6 +1,7 @@
 """Derivatives of solutions: against closed forms, finite differences and unrolled iterations."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -198,6 +199,40 @@ def test_vmap_of_grad_equals_a_loop():
     np.testing.assert_allclose(jax.vmap(jax.grad(measure))(ts), jnp.stack(alone), rtol=1e-12)
 
 
+def test_parameters_on_their_bounds_move_with_them():
+    """By a run of its own, so that the rule is tested whatever methods take bounds."""
+
+    def fun(x, t):
+        return quartic(x, t) + x[0] * x[1] + 0.5 * x[1] * x[2]
+
+    def projected(objective, params, args, captured, box):
+        assert captured == ()
+
+        def step(x, _):
+            return jnp.clip(x - 0.05 * jax.grad(objective)(x, *args), *box), None
+
+        x = jax.lax.scan(step, params, length=400)[0]
+        plain = ok.minimize(objective, x, args=args, max_steps=0)
+        return dataclasses.replace(plain, trace=None)
+
+    def solution(t, low, high):
+        objective = ok.black_box(fun)
+        return implicit.differentiable(projected, objective, jnp.zeros(3), (t,), box=(low, high))
+
+    at = jnp.asarray([3.0, -2.0, 0.4]), jnp.full(3, -0.5), jnp.full(3, 0.9)
+    sol = solution(*at)
+    np.testing.assert_array_equal(sol.params[:2], [0.9, -0.5])
+    moves = jnp.asarray([0.3, 0.1, -0.2]), jnp.asarray([0.2, 0.5, 0.1]), jnp.ones(3)
+    moved = jax.jvp(solution, at, moves)[1]
+    h = 1e-5
+    up, down = (solution(*(a + s * h * m for a, m in zip(at, moves, strict=True))) for s in (1, -1))
+    np.testing.assert_allclose(moved.params, (up.params - down.params) / (2 * h), rtol=1e-7)
+    np.testing.assert_allclose(moved.value, (up.value - down.value) / (2 * h), rtol=1e-7)
+    by_grad = jax.grad(lambda *a: jnp.sum(solution(*a).params), argnums=(0, 1, 2))(*at)
+    total = sum(jnp.vdot(g, m) for g, m in zip(by_grad, moves, strict=True))
+    np.testing.assert_allclose(total, jnp.sum(moved.params), rtol=1e-10)
+
+
 # --- what a function closes over -----------------------------------------------------------------
 
 
@@ -316,7 +351,7 @@ def test_the_matrix_free_solve_agrees_with_the_dense_one(monkeypatch):
 
 def test_a_linear_model_uses_its_gram_matrix(monkeypatch):
     monkeypatch.setattr(implicit, "DENSE", 10)
-    monkeypatch.setattr(implicit, "minres", None)
+    monkeypatch.setattr(implicit, "minres", None)  # not to be reached
     m, n = 30, 50
     x = jnp.asarray(RNG.normal(size=(m, n)))
     y = jnp.asarray((RNG.uniform(size=m) > 0.5).astype(float))

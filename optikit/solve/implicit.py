@@ -5,11 +5,13 @@ At a solution grad f(x, theta) = 0, so that with the full Hessian H = d2f/dx2 (f
 
     dx = -H^-1 (d grad f / d theta) dtheta,    df = (d f / d theta) dtheta,
 
-the second by the envelope theorem. The solver's loop is never differentiated. One rule serves jvp
-and grad: it is linear in dtheta, and the solve is one that can be transposed and, for second
+the second by the envelope theorem. Parameters that a bound holds move with their bound, and the
+others respond among themselves. The solver's loop is never differentiated. One rule serves jvp and
+grad: it is linear in dtheta, and the solve is one that can be transposed and, for second
 derivatives, differentiated again.
 
-Reference: Blondel et al. (2022), "Efficient and modular implicit differentiation", section 2.
+References: Blondel et al. (2022), "Efficient and modular implicit differentiation", section 2;
+Fiacco (1983), "Introduction to sensitivity and stability analysis", section 3.2, for bounds.
 """
 
 import dataclasses
@@ -41,21 +43,27 @@ DENSE_STRUCTURED = 2000
 """Parameters up to which a linear model's Hessian, at one Gram product, is factorised."""
 
 Run = Callable[..., Solution]
-"""(objective, params, args, captured, *rest) -> Solution; only args and captured are followed."""
+"""(objective, params, args, captured, **rest) -> Solution; what is followed is args, captured and
+rest["box"]."""
 
 
 def differentiable(
-    run: Run, objective: Objective, params: Params, args: tuple, *rest: Any
+    run: Run, objective: Objective, params: Params, args: tuple, *, box: Any = None, **rest: Any
 ) -> Solution:
-    """run(objective, params, args, (), *rest), with a derivative where one may be asked for.
+    """run(objective, params, args, (), **rest), with a derivative where one may be asked for.
 
     Outside of any transformation this is the run itself.
+
+    Args:
+      box: bounds (lower, upper) that the solution keeps, each like params; given to the run too.
 
     Raises:
       TypeError: what is differentiated enters by the method, which a solution does not depend on.
     """
+    if box is not None:
+        rest["box"] = box
     if not under_transformation():
-        return run(objective, params, args, (), *rest)
+        return run(objective, params, args, (), **rest)
     tracers = held_tracers(objective, params, args)
     subject = Closure(objective, tracers) if tracers else objective
     try:
@@ -71,7 +79,7 @@ def differentiable(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _solved(run: Run, objective: Objective | Closure, params, args, captured, rest) -> Solution:
-    return run(objective, params, args, captured, *rest)
+    return run(objective, params, args, captured, **rest)
 
 
 @functools.partial(_solved.defjvp, symbolic_zeros=True)
@@ -81,17 +89,39 @@ def _rule(run: Run, objective: Objective | Closure, primals: tuple, tangents: tu
     moves = jax.tree.leaves(tangents[1:3])
     moved = tuple(i for i, m in enumerate(moves) if not isinstance(m, SymbolicZero))
     response = zero_from_primal(solution, symbolic_zeros=True)
-    if moved:
-        moves = tuple(moves[i] for i in moved)
+    box, box_moves = primals[3].get("box"), tangents[3].get("box")
+    if moved or any(not isinstance(m, SymbolicZero) for m in jax.tree.leaves(box_moves)):
         params, value, aux = _response(
-            solution.params, data, moves, objective=objective, structure=structure, moved=moved
-        )
+            solution.params, data, tuple(moves[i] for i in moved), _held(solution, box, box_moves),
+            objective=objective, structure=structure, moved=moved,
+        )  # fmt: skip
         response = dataclasses.replace(response, params=params, value=value, aux=aux)
     return solution, response
 
 
+def _held(solution: Solution, box: Any, moves: Any) -> tuple[Params, Params] | None:
+    """Which parameters a bound holds, and how it moves them; None without bounds."""
+    if box is None:
+        return None
+
+    def is_held(x: Array, g: Array, low: Array, high: Array) -> Array:
+        return (low == high) | ((x <= low) & (g > 0)) | ((x >= high) & (g < 0))
+
+    def forced(x: Array, low: Array, held: Array, low_move: Array, high_move: Array) -> Array:
+        return jnp.where(held, jnp.where(x <= low, low_move, high_move), 0)
+
+    x, (low, high) = solution.params, box
+    held = jax.tree.map(is_held, x, solution.grad, low, high)
+    moves = jax.tree.map(
+        lambda b, m: jnp.zeros_like(b) if isinstance(m, SymbolicZero) else m, tuple(box), moves
+    )
+    return held, jax.tree.map(forced, x, low, held, *moves)
+
+
 @functools.partial(jax.jit, static_argnames=("objective", "structure", "moved"))
-def _response(params: Params, data: list, moves: tuple, *, objective, structure, moved: tuple):
+def _response(
+    params: Params, data: list, moves: tuple, held: Any, *, objective, structure, moved: tuple
+):
     """(dx, df, daux) at params for moves of the data leaves numbered `moved`."""
 
     def on(part: tuple) -> tuple[Objective, tuple]:
@@ -105,43 +135,54 @@ def _response(params: Params, data: list, moves: tuple, *, objective, structure,
         subject, args = on(part)
         return value_and_aux(subject, x, args)
 
-    def value_and_grad(part: tuple) -> tuple:
-        return jax.value_and_grad(lambda x: evaluate(x, part)[0])(params)
+    def value_and_grad(x: Params, part: tuple) -> tuple:
+        return jax.value_and_grad(lambda x: evaluate(x, part)[0])(x)
 
     part = tuple(jnp.asarray(data[i]) for i in moved)
-    _, (value, cross) = jax.jvp(value_and_grad, (part,), (moves,))
-    step = tree.negative(hessian_solve(*on(part), params, cross))
+    if held is None:
+        along = functools.partial(value_and_grad, params)
+        _, (value, cross) = jax.jvp(along, (part,), (moves,))
+        step = tree.negative(hessian_solve(*on(part), params, cross))
+    else:
+        mask, forced = held
+        _, (value, cross) = jax.jvp(value_and_grad, (params, part), (forced, moves))
+        step = tree.subtract(forced, hessian_solve(*on(part), params, cross, held=mask))
     aux = jax.jvp(lambda x, part: evaluate(x, part)[1], (params, part), (step, moves))[1]
     return step, value, aux
 
 
-def hessian_solve(objective: Objective, args: tuple, params: Params, vector: Params) -> Params:
+def hessian_solve(
+    objective: Objective, args: tuple, params: Params, vector: Params, *, held: Any = None
+) -> Params:
     """H^-1 vector with H the Hessian at params; of least norm where H is singular.
 
     A dense factorisation where the Hessian is cheap to have, else MINRES on products. Linear in
     `vector`, and differentiable in everything.
+
+    Args:
+      held: booleans like params: those are left out of the system, and zero in the result.
     """
     flat, unravel = ravel_pytree(params)
+    free = jnp.ones_like(flat) if held is None else (~tree.ravel(held)).astype(flat.dtype)
+    b = free * tree.ravel(vector).astype(flat.dtype)
     dense = _dense_hessian(objective, args, params)
     if dense is not None:
+        if held is not None:
+            kept = jnp.where(jnp.diagonal(dense) > 0, jnp.diagonal(dense), 1)
+            dense = dense * jnp.outer(free, free) + jnp.diag((1 - free) * kept)
         direct = factorized(lax.stop_gradient(dense))
-
-        def product(v: Array) -> Array:
-            return jnp.matmul(dense, v, precision=HIGHEST)
-
-        def solve(_, b: Array) -> Array:
-            return direct(b)
+        solution = lax.custom_linear_solve(
+            lambda v: jnp.matmul(dense, v, precision=HIGHEST),
+            b,
+            lambda _, right: direct(right),
+            symmetric=True,
+        )
     else:
         hvp = bind(objective, args).curvature("hessian", params).mv
-
-        def product(v: Array) -> Array:
-            return tree.ravel(hvp(unravel(v)))
-
-        def solve(mv, b: Array) -> Array:
-            return minres(mv, b)
-
-    b = tree.ravel(vector).astype(flat.dtype)
-    return unravel(lax.custom_linear_solve(product, b, solve, symmetric=True))
+        solution = lax.custom_linear_solve(
+            lambda v: free * tree.ravel(hvp(unravel(free * v))), b, minres, symmetric=True
+        )
+    return unravel(solution)
 
 
 def _dense_hessian(objective: Objective, args: tuple, params: Params) -> Array | None:

@@ -78,6 +78,10 @@ def minimize(
       >>> sol = minimize(rosenbrock, jnp.array([-1.2, 1.0]), method="newton", args=(100.0,))
       >>> bool(sol.success), [round(float(v), 3) for v in sol.params]
       (True, [1.0, 1.0])
+      >>> def nearest(t):
+      ...     return minimize(lambda x, t: jnp.sum((x - t) ** 2), jnp.zeros(3), args=(t,)).params
+      >>> [round(float(v), 5) for v in jax.jacobian(nearest)(1.5)]
+      [1.0, 1.0, 1.0]
     """
     objective = as_objective(fun, has_aux=has_aux)
     return solve(
