@@ -51,7 +51,9 @@ class Solution:
       trace: the course, or None unless asked for.
       method: the name of the method that ran.
       reason: why it was chosen, where `method="auto"` chose it.
-      state: where the solve stands, for `minimize(..., state=sol.state)`; None from `fit`.
+      state: where the solve stands, for `minimize(..., state=sol.state)`; None from `fit`. It holds
+        the optimizer's memory (2 m n numbers for L-BFGS, n^2 for BFGS, a Jacobian for least
+        squares): `dataclasses.replace(sol, state=None)` lets go of it.
     """
 
     params: Params
