@@ -18,7 +18,7 @@ from optikit.optimizers import Optimizer, from_optax, named
 from optikit.solve.choose import choose
 from optikit.solve.implicit import differentiable
 from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
-from optikit.solve.resume import SolveState, check_state, completed, resumed, suspended
+from optikit.solve.resume import SolveState, check_state, resumed, suspended
 from optikit.solve.solution import Solution, default_tolerance
 
 Method = str | Optimizer | optax.GradientTransformation
@@ -116,10 +116,8 @@ def solve(
         trace_rows=int(max_steps) + 1 if trace else 0,
         reason=reason,
     )
-    return completed(
-        differentiable(
-            run, objective, params, args, tol=tol, max_steps=max_steps, key=key, state=state
-        )
+    return differentiable(
+        run, objective, params, args, tol=tol, max_steps=max_steps, key=key, state=state
     )
 
 
@@ -143,7 +141,7 @@ def _run(
     else:
         progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
     progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
-    state = suspended(progress, tol, optimizer)
+    remainder = suspended(progress, tol, optimizer)
     at, progress = finished(progress, optimizer, oracle)
     ended = progress.status != Status.RUNNING.value
     return Solution(
@@ -158,7 +156,7 @@ def _run(
         trace=progress.trace,
         method=optimizer.name,
         reason=reason,
-        state=state,
+        remainder=remainder,
     )
 
 

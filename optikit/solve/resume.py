@@ -1,17 +1,54 @@
 """Going on where a solve was cut off, bit by bit as if it had not been."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from optikit.calculus import Oracle
-from optikit.core import Params, Scalar, Status
+from optikit.core import Counts, Params, Scalar, Status
 from optikit.optimizers import Optimizer
 from optikit.optimizers.protocol import keep
 from optikit.solve.loop import Progress, begin, blank_trace
 from optikit.solve.solution import Solution
+
+SMALL = 16
+"""Entries up to which an array is packed with others of its dtype: every array that a program
+returns costs the host microseconds."""
+
+
+class _Packed(NamedTuple):
+    """A pytree whose small arrays share one vector per dtype."""
+
+    vectors: tuple[Array, ...]
+    arrays: tuple[Array, ...]
+
+
+class _Layout(NamedTuple):
+    structure: Any
+    places: tuple  # per leaf: (vector, first entry, shape), or (None, array, shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Remainder:
+    """What a compiled solve returns besides what its Solution shows, to be gone on from.
+
+    For a monotone method the Solution shows the current evaluation, and it is not returned twice.
+    """
+
+    packed: _Packed
+    layout: _Layout = dataclasses.field(metadata={"static": True})
+    method: str = dataclasses.field(metadata={"static": True})
+    key_impl: Any = dataclasses.field(metadata={"static": True})
+
+    def beside(self, solution: Solution) -> "SolveState":
+        """The state that it makes up together with its Solution."""
+        s = solution
+        return SolveState(s.params, s.value, s.grad, s.aux, s.grad_norm, s.steps, s.counts, self)
 
 
 @jax.tree_util.register_dataclass
@@ -19,47 +56,32 @@ from optikit.solve.solution import Solution
 class SolveState:
     """Where a solve stands, for `minimize(..., state=sol.state)`: on the device, like a Solution.
 
-    It holds the current evaluation, which for a method that may leave its best point again is not
-    the one the Solution reports, the optimizer's own state and the ledger; no trace.
-
-    Attributes:
-      progress: of the loop, with the key as raw data.
-      tol: the tolerance it was judged by.
-      method: the name of the method.
-      key_impl: how the key's data is to be read.
+    It shares the Solution's arrays and adds the loop's own: the optimizer's memory, the key, the
+    tolerance it was judged by, and for a method that may leave its best point again the current
+    one. A trace is not part of it.
     """
 
-    progress: Progress
-    tol: Scalar
-    method: str = dataclasses.field(metadata={"static": True})
-    key_impl: Any = dataclasses.field(metadata={"static": True})
+    params: Params
+    value: Scalar
+    grad: Params
+    aux: Any
+    grad_norm: Scalar
+    steps: Int[Array, ""]
+    counts: Counts
+    remainder: Remainder
 
     def __repr__(self) -> str:
-        return f"SolveState(method={self.method!r}, steps={self.progress.steps})"
+        return f"SolveState(method={self.remainder.method!r}, steps={self.steps})"
 
 
-def suspended(progress: Progress, tol: Scalar, optimizer: Optimizer) -> SolveState:
-    """The state to hand out, without what the Solution of a monotone method holds already."""
+def suspended(progress: Progress, tol: Scalar, optimizer: Optimizer) -> Remainder:
+    """What is left of a solve, in few arrays."""
     kept = progress._replace(key=jax.random.key_data(progress.key), trace=None)
     if optimizer.monotone and optimizer.readout is keep:
         at = progress.at._replace(params=None, value=None, grad=None, aux=None)
         kept = kept._replace(at=at, counts=None, steps=None, largest=None)
-    return SolveState(kept, tol, optimizer.name, jax.random.key_impl(progress.key))
-
-
-def completed(solution: Solution) -> Solution:
-    """The Solution with its state made whole; both hold the same arrays."""
-    state = solution.state
-    if state is None or state.progress.steps is not None:
-        return solution
-    at = state.progress.at._replace(
-        params=solution.params, value=solution.value, grad=solution.grad, aux=solution.aux
-    )
-    progress = state.progress._replace(
-        at=at, counts=solution.counts, steps=solution.steps, largest=solution.grad_norm
-    )
-    whole = dataclasses.replace(state, progress=progress)
-    return dataclasses.replace(solution, state=whole)
+    packed, layout = _packed((kept, tol))
+    return Remainder(packed, layout, optimizer.name, jax.random.key_impl(progress.key))
 
 
 def check_state(state: Any, optimizer: Optimizer, params: Params) -> None:
@@ -73,13 +95,14 @@ def check_state(state: Any, optimizer: Optimizer, params: Params) -> None:
         hint = "pass its .state" if isinstance(state, Solution) else "pass sol.state"
         msg = f"state must be the state of a Solution; got {type(state).__name__}: {hint}."
         raise TypeError(msg)
-    if state.method != optimizer.name:
+    if state.remainder.method != optimizer.name:
         msg = (
-            f"state comes from method {state.method!r}, but this call runs {optimizer.name!r}: "
-            "go on with the same method, or start anew from params=sol.params without state."
+            f"state comes from method {state.remainder.method!r}, but this call runs "
+            f"{optimizer.name!r}: go on with the same method, or start anew from "
+            "params=sol.params without state."
         )
         raise ValueError(msg)
-    _same("params", state.progress.at.params, params)
+    _same("params", state.params, params)
 
 
 def resumed(
@@ -96,17 +119,53 @@ def resumed(
     Raises:
       ValueError: the method would not leave a state of this structure on this objective.
     """
-    key = jax.random.wrap_key_data(state.progress.key, impl=state.key_impl)
-    progress = state.progress._replace(key=key)
-    fresh = jax.eval_shape(lambda p, k: begin(optimizer, oracle, p, k), params, key)
+    progress, old_tol = _unpacked(state.remainder.packed, state.remainder.layout)
+    progress = progress._replace(
+        key=jax.random.wrap_key_data(progress.key, impl=state.remainder.key_impl)
+    )
+    if progress.steps is None:
+        at = progress.at._replace(
+            params=state.params, value=state.value, grad=state.grad, aux=state.aux
+        )
+        progress = progress._replace(
+            at=at, counts=state.counts, steps=state.steps, largest=state.grad_norm
+        )
+    fresh = jax.eval_shape(lambda p, k: begin(optimizer, oracle, p, k), params, progress.key)
     _same("state", progress, fresh)
-    looser = (progress.status == Status.CONVERGED.value) & (tol < state.tol)
+    looser = (progress.status == Status.CONVERGED.value) & (tol < old_tol)
     status = jnp.where(looser, Status.RUNNING.value, progress.status).astype(jnp.int32)
     trace = None
     if trace_rows:
         at, counts = progress.at, progress.counts
         trace = blank_trace(at, progress.largest, counts, trace_rows, progress.steps)
     return progress._replace(status=status, trace=trace)
+
+
+def _packed(tree: Any) -> tuple[_Packed, _Layout]:
+    leaves, structure = jax.tree.flatten(tree)
+    parts: dict[Any, list[Array]] = {}
+    arrays: list[Array] = []
+    places = []
+    for leaf in leaves:
+        if leaf.size > SMALL:
+            places.append((None, len(arrays), leaf.shape))
+            arrays.append(leaf)
+        else:
+            part = parts.setdefault(leaf.dtype, [])
+            first = sum(x.size for x in part)
+            places.append((list(parts).index(leaf.dtype), first, leaf.shape))
+            part.append(leaf.ravel())
+    vectors = tuple(jnp.concatenate(part) for part in parts.values())
+    return _Packed(vectors, tuple(arrays)), _Layout(structure, tuple(places))
+
+
+def _unpacked(packed: _Packed, layout: _Layout) -> Any:
+    def leaf(vector: int | None, first: int, shape: tuple[int, ...]) -> Array:
+        if vector is None:
+            return packed.arrays[first]
+        return packed.vectors[vector][first : first + math.prod(shape)].reshape(shape)
+
+    return jax.tree.unflatten(layout.structure, [leaf(*place) for place in layout.places])
 
 
 def _same(name: str, held: Any, expected: Any) -> None:

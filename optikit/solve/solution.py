@@ -51,9 +51,7 @@ class Solution:
       trace: the course, or None unless asked for.
       method: the name of the method that ran.
       reason: why it was chosen, where `method="auto"` chose it.
-      state: where the solve stands, for `minimize(..., state=sol.state)`; None from `fit`. It holds
-        the optimizer's memory (2 m n numbers for L-BFGS, n^2 for BFGS, a Jacobian for least
-        squares): `dataclasses.replace(sol, state=None)` lets go of it.
+      remainder: what else the loop held at the end; see `state`.
     """
 
     params: Params
@@ -67,7 +65,16 @@ class Solution:
     trace: Trace | None
     method: str = dataclasses.field(metadata={"static": True}, default="")
     reason: str = dataclasses.field(metadata={"static": True}, default="")
-    state: Any = dataclasses.field(default=None, repr=False)
+    remainder: Any = dataclasses.field(default=None, repr=False)
+
+    @property
+    def state(self) -> Any:
+        """Where the solve stands, for `minimize(..., state=sol.state)`; None from `fit`.
+
+        It holds the optimizer's memory (2 m n numbers for L-BFGS, n^2 for BFGS, a Jacobian for
+        least squares): `dataclasses.replace(sol, remainder=None)` lets go of it.
+        """
+        return None if self.remainder is None else self.remainder.beside(self)
 
     @property
     def success(self) -> Bool[Array, ""]:
