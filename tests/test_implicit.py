@@ -199,6 +199,9 @@ def test_vmap_of_grad_equals_a_loop():
     np.testing.assert_allclose(jax.vmap(jax.grad(measure))(ts), jnp.stack(alone), rtol=1e-12)
 
 
+Box = collections.namedtuple("Box", ["lower", "upper"])
+
+
 def test_parameters_on_their_bounds_move_with_them():
     """By a run of its own, so that the rule is tested whatever methods take bounds."""
 
@@ -218,7 +221,7 @@ def test_parameters_on_their_bounds_move_with_them():
     @jax.jit
     def solution(t, low, high):
         objective = ok.black_box(fun)
-        return implicit.differentiable(projected, objective, jnp.zeros(3), (t,), box=(low, high))
+        return implicit.differentiable(projected, objective, jnp.zeros(3), (t,), box=Box(low, high))
 
     at = jnp.asarray([3.0, -2.0, 0.4]), jnp.full(3, -0.5), jnp.full(3, 0.9)
     sol = solution(*at)

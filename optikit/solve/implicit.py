@@ -113,7 +113,9 @@ def _held(solution: Solution, box: Any, moves: Any) -> tuple[Params, Params] | N
     x, (low, high) = solution.params, box
     held = jax.tree.map(is_held, x, solution.grad, low, high)
     moves = jax.tree.map(
-        lambda b, m: jnp.zeros_like(b) if isinstance(m, SymbolicZero) else m, tuple(box), moves
+        lambda b, m: jnp.zeros_like(b) if isinstance(m, SymbolicZero) else m,
+        tuple(box),
+        tuple(moves),
     )
     return held, jax.tree.map(forced, x, low, held, *moves)
 
