@@ -135,7 +135,10 @@ def _swapped(fun, args, x):
     return fun(x, *args)
 
 
-OURS = ("newton", "newton-cg", "trust-region", "bfgs", "lbfgs")
+OURS = (
+    "newton", "newton-cg", "trust-region", "trust-region-exact", "cubic", "dogleg",
+    "bfgs", "lbfgs", "sr1", "nonlinear-cg",
+)  # fmt: skip
 SCIPY = ("L-BFGS-B", "BFGS", "Newton-CG", "trust-ncg", "trust-exact")
 
 METHODS: dict[str, Callable[[int], Solver]] = {

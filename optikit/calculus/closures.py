@@ -12,18 +12,9 @@ from typing import Any
 
 import jax
 from jax import core
-from jax.extend import core as jex
 
 from optikit.calculus.objective import Objective, split_data, value_and_aux
 from optikit.core import Params
-
-with core.eval_context():
-    _OUTSIDE = jex.get_opaque_trace_state()
-
-
-def under_transformation() -> bool:
-    """Whether `jit`, `vmap` or differentiation is under way in this thread."""
-    return jex.get_opaque_trace_state() != _OUTSIDE
 
 
 class Closure:

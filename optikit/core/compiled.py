@@ -11,9 +11,13 @@ from typing import Any
 
 import jax
 from jax import core
+from jax.extend import core as jex
 
 SMALL = 2**15
 """Entries of all array arguments together, up to which a program is compiled quickly."""
+
+with core.eval_context():
+    _OUTSIDE = jex.get_opaque_trace_state()
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
@@ -43,16 +47,14 @@ def jit(
 def compiler_options(arguments: Any) -> Mapping[str, Any]:
     """Options to compile a program for these arguments with; empty for XLA's defaults."""
     leaves = jax.tree.leaves(arguments)
-    if any(isinstance(leaf, core.Tracer) for leaf in leaves):
-        return {}
     if sum(getattr(leaf, "size", 1) for leaf in leaves) > SMALL:
         return {}
-    return QUICK if _applicable() and _outermost() else {}
+    return {} if under_transformation() or not _applicable() else QUICK
 
 
-def _outermost() -> bool:
-    """Whether no other program is being traced, which has options of its own."""
-    return not isinstance(jax.lax.add(0, 0), core.Tracer)
+def under_transformation() -> bool:
+    """Whether `jit`, `vmap` or differentiation is under way in this thread."""
+    return jex.get_opaque_trace_state() != _OUTSIDE
 
 
 @functools.lru_cache(maxsize=1)

@@ -27,10 +27,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from optikit.calculus import Objective, bind
-from optikit.calculus.closures import Closure, held_tracers, opened, under_transformation
+from optikit.calculus.closures import Closure, held_tracers, opened
 from optikit.calculus.objective import value_and_aux
 from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
 from optikit.core import Params, tree
+from optikit.core.compiled import under_transformation
 from optikit.core.tree import HIGHEST
 from optikit.linalg.minres import minres
 from optikit.linalg.symmetric import factorized
