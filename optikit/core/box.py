@@ -28,7 +28,7 @@ class Box(NamedTuple):
         )
 
     def projected_gradient(self, params: Params, grad: Params) -> Params:
-        """The step x - P(x - g): the gradient where it is free to act, zero where a bound holds it."""
+        """Projected: x - P(x - g), the gradient where it may act, zero where a bound holds it."""
         return jax.tree.map(
             lambda x, g, low, high: jnp.minimum(jnp.maximum(g, x - high), x - low),
             params, grad, *self,

@@ -14,6 +14,7 @@ from optikit.optimizers.bfgs import bfgs
 from optikit.optimizers.gradient_descent import gradient_descent
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
+from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
 from optikit.optimizers.protocol import Optimizer, StepInfo
 from optikit.optimizers.second_order import (
@@ -42,6 +43,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "levenberg-marquardt": levenberg_marquardt,
     "newton": newton,
     "newton-cg": newton_cg,
+    "nonlinear-cg": nonlinear_cg,
     "trust-region": trust_region_newton,
 }
 
@@ -118,6 +120,7 @@ __all__ = [
     "named",
     "newton",
     "newton_cg",
+    "nonlinear_cg",
     "optax_names",
     "second_order",
     "trust_region_newton",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Key, Params, Scalar, Status
+from optikit.core import Counts, Key, Params, Scalar, Status, tree
 from optikit.globalize import Search
 
 State = Any
@@ -46,6 +46,11 @@ def value_and_grad(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
     return oracle.value_and_grad(params), Counts(grad=1)
 
 
+def largest_gradient(at: Eval) -> Scalar:
+    """max|g|, which vanishes at a stationary point without bounds."""
+    return tree.max_abs(at.grad).astype(at.value.dtype)
+
+
 class Optimizer(NamedTuple):
     """A method.
 
@@ -56,6 +61,7 @@ class Optimizer(NamedTuple):
         step's own search already paid for it, else a static None and the loop evaluates.
       readout: (params, state) -> the parameters to report, e.g. an average of iterates.
       evaluate: (oracle, params) -> (Eval, Counts): how the loop evaluates a point for the method.
+      measure: Eval -> how far from stationary it is; NaN or infinite if a gradient entry is.
       monotone: a static promise that on fixed data the value never rises beyond rounding and no
         non-finite point is accepted, so the current point is always the best seen.
       name: for messages and reports.
@@ -65,6 +71,7 @@ class Optimizer(NamedTuple):
     step: Callable[[Oracle, Eval, State, Key], tuple[Params, Eval | None, State, StepInfo]]
     readout: Callable[[Params, State], Params] = keep
     evaluate: Callable[[Oracle, Params], tuple[Eval, Counts]] = value_and_grad
+    measure: Callable[[Eval], Scalar] = largest_gradient
     monotone: bool = False
     name: str = "optimizer"
 

@@ -65,14 +65,14 @@ def second_order(
 
     def step(oracle: Oracle, at: Eval, state: SecondOrderState, key: Key):
         size = tree.norm(at.grad).astype(at.value.dtype)
-        inner = state.inner._replace(forcing=_forcing(size, state))
+        inner = state.inner._replace(forcing=forcing(size, state))
         model = solve.prepare(oracle, at, curvature, key)
         search = globalize.search(
             oracle, at, lambda radius: model.propose(radius, inner), state.globalize
         )
         search = search._replace(counts=tally(model.counts, search.counts))
         if search.next is not None:
-            search = _looked_ahead(search, search.next, model, size)
+            search = looked_ahead(search, search.next, model, size)
         new = SecondOrderState(search.state, inner._replace(scale=search.scale), size)
         return search.params, search.next, new, info_from_search(search)
 
@@ -80,7 +80,7 @@ def second_order(
     return Optimizer(init, step, evaluate=evaluate, monotone=True, name=name)
 
 
-def _looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Search:
+def looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Search:
     """The search with no promise made where the new point may be a saddle.
 
     Inner iterations see a Krylov space, and what they miss grows: near a saddle the new gradient
@@ -96,7 +96,8 @@ def _looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Sear
     return search._replace(promised=promised, counts=counts)
 
 
-def _forcing(size: Scalar, state: SecondOrderState) -> Scalar:
+def forcing(size: Scalar, state: SecondOrderState) -> Scalar:
+    """The relative residual to ask of the inner solver at a gradient of that size."""
     shrunk = size / jnp.where(state.gradient_norm > 0, state.gradient_norm, 1)
     eta = 0.9 * shrunk**1.5
     guard = 0.9 * state.inner.forcing**1.5  # do not tighten much faster than the last step did

@@ -55,7 +55,7 @@ def begin(
     """The state of a solve before its first step, with the start evaluated."""
     at, price = optimizer.evaluate(oracle, params)
     counts = tally(price)
-    largest = tree.max_abs(at.grad).astype(at.value.dtype)
+    largest = optimizer.measure(at)
     usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
     status = jnp.where(usable, Status.RUNNING.value, Status.NOT_FINITE.value).astype(jnp.int32)
     zero = jnp.asarray(0, jnp.int32)
@@ -104,7 +104,7 @@ def one_step(
     if at is None:
         at, price = optimizer.evaluate(oracle, params)
         counts = tally(counts, price)
-    largest = tree.max_abs(at.grad).astype(at.value.dtype)  # NaN or infinite if any entry is
+    largest = optimizer.measure(at)
     usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
     unchanged = (at.value == p.at.value) & (largest == p.largest)
     still = jnp.where(unchanged, p.still + 1, 0)

@@ -15,6 +15,7 @@ from optikit.calculus.validate import as_args, as_objective, as_params, check_sc
 from optikit.core import Key, Params, Status, tree
 from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer, from_optax, named
+from optikit.solve.bounded import minimize_in_box
 from optikit.solve.choose import choose
 from optikit.solve.implicit import differentiable
 from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
@@ -36,6 +37,7 @@ def minimize(
     trace: bool = False,
     key: Key | None = None,
     state: SolveState | None = None,
+    bounds: Any = None,
 ) -> Solution:
     """Minimise fun(params, *args) over params, starting at params.
 
@@ -67,10 +69,15 @@ def minimize(
         on as if it had not been cut off, and `max_steps` and the counts include the earlier steps.
         Of params then only the structure matters; rows of a trace before the first new step are
         NaN.
+      bounds: a pair (lower, upper) that no parameter ever leaves; each side None, a number, or a
+        pytree like params with None where there is no bound. For "newton", "newton-cg", "lbfgs"
+        and "auto"; `sol.grad_norm` is then the largest |x - P(x - g)|, with P the projection on
+        the bounds, and this takes the place of max|g| above.
 
     Raises:
       TypeError: parameters that are not floating point, a function that is not scalar.
-      ValueError: an unknown method, no parameters, a negative budget, a state of another solve.
+      ValueError: an unknown method, no parameters, a negative budget, a state of another solve, a
+        start out of bounds.
 
     Example:
       >>> def rosenbrock(x, b):
@@ -84,6 +91,10 @@ def minimize(
       [1.0, 1.0, 1.0]
     """
     objective = as_objective(fun, has_aux=has_aux)
+    if bounds is not None:
+        return minimize_in_box(
+            objective, params, bounds, method, args, tol, max_steps, trace, key, state
+        )
     return solve(
         objective, params, method, args, tol, max_steps, trace, key, gradient_criterion, state
     )

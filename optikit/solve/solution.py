@@ -44,7 +44,7 @@ class Solution:
       value: the objective there (for least squares |r|^2 / 2).
       aux: auxiliary output there, None without `has_aux`.
       grad: the gradient there.
-      grad_norm: its largest absolute entry.
+      grad_norm: its largest absolute entry; with bounds that of the projected gradient.
       status: a `Status` code, () int32; `message` says it in words.
       steps: steps taken.
       counts: oracle calls, by kind.

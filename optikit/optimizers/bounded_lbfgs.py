@@ -1,0 +1,117 @@
+"""L-BFGS for box bounds: the two-loop recursion on the free parameters, projected.
+
+The pairs are cut to the free parameters of each step and their inner products taken anew, so that
+the matrix is positive definite on that face whatever was learnt on others; a pair without curvature
+there sits the step out.
+
+References: Nocedal & Wright (2006), Algorithm 7.4; Schmidt, Kim & Sra (2011), "Projected
+Newton-type methods in machine learning", section 3, for the two metrics with limited memory.
+"""
+
+from typing import NamedTuple, cast
+
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Box, Counts, Key, Scalar, times, tree
+from optikit.core.tree import HIGHEST
+from optikit.globalize import projected
+from optikit.linalg import Direction
+from optikit.optimizers.bounded import face_at
+from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.optimizers.quasi_newton import first_scale, is_curved
+
+
+class BoundedLbfgsState(NamedTuple):
+    """What the next step needs."""
+
+    s: Float[Array, "m n"]  # differences of parameters, in a ring
+    y: Float[Array, "m n"]  # differences of gradients
+    newest: Int[Array, ""]  # the slot written last
+    gamma: Scalar  # scale of the initial inverse Hessian
+    learnt: Bool[Array, ""]  # whether gamma comes from a pair
+
+
+def projected_lbfgs(box: Box, *, memory: int = 10) -> Optimizer:
+    """L-BFGS inside a box: 2 m n numbers of memory, one grad a trial.
+
+    Args:
+      box: the bounds; the start must lie inside.
+      memory: the number m of pairs kept.
+    """
+    search_along = projected(box)
+
+    def measure(at: Eval) -> Scalar:
+        return box.stationarity(at.params, at.grad).astype(at.value.dtype)
+
+    def init(at: Eval) -> BoundedLbfgsState:
+        gradient = ravel_pytree(box.projected_gradient(at.params, at.grad))[0]
+        pairs = jnp.zeros((memory, gradient.size), gradient.dtype)
+        newest = jnp.asarray(memory - 1, jnp.int32)
+        return BoundedLbfgsState(pairs, pairs, newest, first_scale(gradient), jnp.asarray(False))
+
+    def step(oracle: Oracle, at: Eval, state: BoundedLbfgsState, key: Key):
+        del key
+        dtype = at.value.dtype
+        gradient, unravel = ravel_pytree(at.grad)
+        steepness = jnp.where(state.learnt, 1 / state.gamma, 0)
+        face = face_at(box, at, steepness.astype(dtype))
+        free = tree.ravel(face.free)
+        d = -_two_loop(state, free, jnp.where(free, gradient, 0))
+        slope = jnp.vdot(gradient, d, precision=HIGHEST).astype(dtype)
+        no, yes, zero = jnp.asarray(False), jnp.asarray(True), jnp.zeros((), dtype)
+        # the model's minimiser: <d, B d> = -<g, d>
+        proposal = Direction(unravel(d), slope, -slope, no, yes, zero, times(0, Counts()))
+        search = search_along.search(oracle, at, lambda radius: face.complete(proposal, at), ())
+        end = cast("Eval", search.next)
+        s = ravel_pytree(tree.subtract(end.params, at.params))[0]
+        y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]
+        new = _updated(state, s, y, search.accepted)
+        return search.params, search.next, new, info_from_search(search)
+
+    return Optimizer(init, step, measure=measure, monotone=True, name="lbfgs")
+
+
+def _two_loop(state: BoundedLbfgsState, free: Bool[Array, " n"], g: Array) -> Array:
+    """H g on the free parameters; g must be zero on the others."""
+    memory = len(state.s)
+    s, y = jnp.where(free, state.s, 0), jnp.where(free, state.y, 0)
+    sy, ss, yy = (jnp.sum(a * b, axis=1) for a, b in ((s, y), (s, s), (y, y)))
+    curved = sy > 8 * tree.eps(s.dtype) * jnp.sqrt(ss) * jnp.sqrt(yy)
+    rho = jnp.where(curved, 1 / jnp.where(curved, sy, 1), 0)
+    last = state.newest
+    gamma = jnp.where(curved[last], sy[last] / jnp.where(curved[last], yy[last], 1), state.gamma)
+
+    def down(i: Int[Array, ""], c: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, along = c
+        j = (last - i) % memory
+        a = rho[j] * jnp.vdot(s[j], q, precision=HIGHEST)
+        return q - a * y[j], along.at[j].set(a)
+
+    def up(i: Int[Array, ""], r: Array) -> Array:
+        j = (last + 1 + i) % memory
+        return r + (along[j] - rho[j] * jnp.vdot(y[j], r, precision=HIGHEST)) * s[j]
+
+    q, along = lax.fori_loop(0, memory, down, (g, jnp.zeros(memory, g.dtype)))
+    return lax.fori_loop(0, memory, up, gamma * q)
+
+
+def _updated(
+    state: BoundedLbfgsState, s: Array, y: Array, accepted: Bool[Array, ""]
+) -> BoundedLbfgsState:
+    """The state with the pair in the oldest slot; without curvature, longer steps instead."""
+    learn = accepted & is_curved(s, y)
+    slot = (state.newest + 1) % len(state.s)
+    sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)
+    # a full step along which the slope did not turn was too short
+    grown = jnp.where(accepted & ~state.learnt, 4 * state.gamma, state.gamma)
+    return BoundedLbfgsState(
+        state.s.at[slot].set(jnp.where(learn, s, state.s[slot])),
+        state.y.at[slot].set(jnp.where(learn, y, state.y[slot])),
+        jnp.where(learn, slot, state.newest).astype(jnp.int32),
+        jnp.where(learn, sy / jnp.where(learn, yy, 1), grown),
+        state.learnt | learn,
+    )

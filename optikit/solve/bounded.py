@@ -1,0 +1,110 @@
+"""`minimize` with bounds: which methods take them, and the compiled run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optikit.calculus import Objective, bind
+from optikit.calculus.validate import as_args, as_params, check_scalar
+from optikit.core import Box, Key, Params, Status, as_box, start_inside, tree
+from optikit.linalg import conjugate_gradients
+from optikit.optimizers import Optimizer
+from optikit.optimizers.bounded import projected_newton
+from optikit.optimizers.bounded_lbfgs import projected_lbfgs
+from optikit.solve.choose import DENSE_BLACK_BOX, choose
+from optikit.solve.loop import advance, begin, finished, gradient_criterion
+from optikit.solve.solution import Solution, default_tolerance
+
+
+def _newton(box: Box) -> Optimizer:
+    return projected_newton(box, name="newton")
+
+
+def _newton_cg(box: Box) -> Optimizer:
+    return projected_newton(box, solve=conjugate_gradients(), name="newton-cg")
+
+
+BOUNDED: dict[str, Callable[[Box], Optimizer]] = {
+    "lbfgs": projected_lbfgs,
+    "newton": _newton,
+    "newton-cg": _newton_cg,
+}
+"""The methods that take bounds."""
+
+
+def minimize_in_box(
+    objective: Objective,
+    params: Params,
+    bounds: Any,
+    method: Any,
+    args: tuple,
+    tol: float | None,
+    max_steps: int,
+    trace: bool,
+    key: Key | None,
+) -> Solution:
+    """The body of `minimize` where bounds are given: check, choose, compile, run.
+
+    Raises:
+      TypeError, ValueError: as `minimize`, `as_box` and `start_inside` do; a method that takes no
+        bounds.
+    """
+    params, args = as_params(params), as_args(args)
+    box = as_box(bounds, params)
+    params = start_inside(box, params)
+    name, reason = _named(method, objective, params, args)
+    if isinstance(max_steps, int) and max_steps < 0:
+        msg = f"max_steps must not be negative; got {max_steps}."
+        raise ValueError(msg)
+    return _run(
+        params, args, box, tol, max_steps, key,
+        objective=objective, name=name, trace_rows=int(max_steps) + 1 if trace else 0,
+        reason=reason,
+    )  # fmt: skip
+
+
+def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
+    if method == "auto":
+        chosen, reason = choose(objective, params, args)
+        if chosen in BOUNDED:
+            return chosen, f"{reason}; bounds by projection"
+        size = tree.size(params)
+        chosen = "newton" if size <= DENSE_BLACK_BOX else "lbfgs"
+        return chosen, f"bounds on {size} parameters"
+    name = method.lower().replace("_", "-") if isinstance(method, str) else None
+    if name not in BOUNDED:
+        shown = repr(method) if isinstance(method, str) else type(method).__name__
+        msg = (
+            f"method {shown} takes no bounds: use {', '.join(map(repr, sorted(BOUNDED)))} or "
+            "'auto', or least_squares(..., bounds=...) for residuals."
+        )
+        raise ValueError(msg)
+    return name, ""
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "name", "trace_rows", "reason"))
+def _run(params, args, box, tol, max_steps, key, *, objective, name, trace_rows, reason):
+    value = check_scalar(objective, params, args)  # while tracing: once per compilation
+    tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
+    key = jax.random.key(0) if key is None else key
+    oracle, optimizer = bind(objective, args), BOUNDED[name](box)
+    progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    progress = advance(optimizer, oracle, progress, max_steps, tol, gradient_criterion)
+    at, progress = finished(progress, optimizer, oracle)
+    ended = progress.status != Status.RUNNING.value
+    return Solution(
+        params=at.params,
+        value=at.value,
+        aux=at.aux,
+        grad=at.grad,
+        grad_norm=optimizer.measure(at),
+        status=jnp.where(ended, progress.status, Status.MAX_STEPS.value).astype(jnp.int32),
+        steps=progress.steps,
+        counts=progress.counts,
+        trace=progress.trace,
+        method=optimizer.name,
+        reason=reason,
+    )
