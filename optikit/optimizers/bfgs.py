@@ -14,7 +14,12 @@ from optikit.core import Key, memoized
 from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, wolfe
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import first_scale, is_curved, search_along
+from optikit.optimizers.quasi_newton import (
+    OVERSHOOT,
+    first_scale,
+    is_curved,
+    search_along,
+)
 
 
 class BfgsState(NamedTuple):
@@ -29,9 +34,10 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
     """BFGS: dense inverse Hessian, O(n^2) memory and flops a step, one grad a trial.
 
     Args:
-      globalize: a search that evaluates gradients; by default `wolfe()`.
+      globalize: a search that evaluates gradients; by default `wolfe(c2=0.3)`, which needs less
+        than half the steps of the usual c2 = 0.9, for about as many gradients.
     """
-    globalize = wolfe() if globalize is None else globalize
+    globalize = wolfe(c2=0.3) if globalize is None else globalize
 
     def init(at: Eval) -> BfgsState:
         gradient = ravel_pytree(at.grad)[0]
@@ -57,7 +63,7 @@ def _updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) ->
     rescale = learn & state.fresh
     h = jnp.where(
         rescale,
-        sy / jnp.where(learn, yy, 1) * jnp.eye(s.size, dtype=s.dtype),
+        OVERSHOOT * sy / jnp.where(learn, yy, 1) * jnp.eye(s.size, dtype=s.dtype),
         state.inverse_hessian,
     )
     hy = jnp.matmul(h, y, precision=HIGHEST)

@@ -22,7 +22,7 @@ from optikit.globalize import projected
 from optikit.linalg import Direction
 from optikit.optimizers.bounded import face_at
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import first_scale, is_curved
+from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, is_curved
 
 
 class BoundedLbfgsState(NamedTuple):
@@ -60,12 +60,15 @@ def projected_lbfgs(box: Box, *, memory: int = 10) -> Optimizer:
         steepness = jnp.where(state.learnt, 1 / state.gamma, 0)
         face = face_at(box, at, steepness.astype(dtype))
         free = tree.ravel(face.free)
-        d = -_two_loop(state, free, jnp.where(free, gradient, 0))
+        seen = jnp.where(free, gradient, 0)
+        d = -_two_loop(state, free, seen)
         slope = jnp.vdot(gradient, d, precision=HIGHEST).astype(dtype)
         no, yes, zero = jnp.asarray(False), jnp.asarray(True), jnp.zeros((), dtype)
+        unseen = (OVERSHOOT * state.gamma * jnp.vdot(seen, seen) / 2).astype(dtype)
         # the model's minimiser: <d, B d> = -<g, d>
         proposal = Direction(unravel(d), slope, -slope, no, yes, zero, times(0, Counts()))
         search = search_along.search(oracle, at, lambda radius: face.complete(proposal, at), ())
+        search = search._replace(promised=jnp.maximum(search.promised, unseen))
         end = cast("Eval", search.next)
         s = ravel_pytree(tree.subtract(end.params, at.params))[0]
         y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Scalar, memoized, times, tree
-from optikit.globalize import backtracking, wolfe
+from optikit.globalize import backtracking, hager_zhang, wolfe
 from optikit.linalg import Direction
 from optikit.optimizers.protocol import Optimizer, info_from_search
 
@@ -20,7 +20,9 @@ class GradientDescentState(NamedTuple):
 
 @memoized
 def gradient_descent(
-    *, line_search: Literal["backtracking", "wolfe"] = "backtracking", growth: float = 2.0
+    *,
+    line_search: Literal["backtracking", "wolfe", "hager-zhang"] = "backtracking",
+    growth: float = 2.0,
 ) -> Optimizer:
     """Steepest descent, x - t grad f(x), with t from a line search.
 
@@ -28,16 +30,20 @@ def gradient_descent(
     `growth` times the step accepted last.
 
     Args:
-      line_search: "backtracking" (Armijo: one value a trial, then one grad) or "wolfe" (strong
-        Wolfe: one grad a trial).
+      line_search: "backtracking" (Armijo: one value a trial, then one grad), "wolfe" (strong
+        Wolfe) or "hager-zhang": one grad a trial.
       growth: at least 1.
 
     Reference: Nocedal & Wright (2006), section 3.5 ("initial step length").
     """
-    if line_search not in ("backtracking", "wolfe"):
-        msg = f"line_search must be 'backtracking' or 'wolfe'; got {line_search!r}."
+    searches = {"wolfe": wolfe, "hager-zhang": hager_zhang}
+    if line_search != "backtracking" and line_search not in searches:
+        msg = (
+            f"line_search must be 'backtracking' or 'wolfe' or 'hager-zhang'; got {line_search!r}."
+        )
         raise ValueError(msg)
-    search_along = wolfe() if line_search == "wolfe" else backtracking(gradients=False)
+    values_only = line_search == "backtracking"
+    search_along = backtracking(gradients=False) if values_only else searches[line_search]()
 
     def init(at: Eval) -> GradientDescentState:
         largest = tree.max_abs(at.grad).astype(at.value.dtype)

@@ -20,7 +20,12 @@ from optikit.core import Key, Scalar, memoized
 from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, wolfe
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import first_scale, is_curved, search_along
+from optikit.optimizers.quasi_newton import (
+    OVERSHOOT,
+    first_scale,
+    is_curved,
+    search_along,
+)
 
 
 class LbfgsState(NamedTuple):
@@ -64,8 +69,12 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
 
     def step(oracle: Oracle, at: Eval, state: LbfgsState, key: Key):
         del key
-        direction = -_inverse_product(state, ravel_pytree(at.grad)[0])
+        gradient = ravel_pytree(at.grad)[0]
+        direction = -_inverse_product(state, gradient)
         search, s, y = search_along(globalize, oracle, at, direction)
+        unseen = OVERSHOOT * state.gamma * jnp.vdot(gradient, gradient) / 2
+        unseen = unseen.astype(search.promised.dtype)
+        search = search._replace(promised=jnp.maximum(search.promised, unseen))
         new = _updated(state, s, y, search.accepted)
         return search.params, search.next, new, info_from_search(search)
 

@@ -9,6 +9,15 @@ from optikit.core import Counts, Scalar, times, tree
 from optikit.globalize import Globalize, Search
 from optikit.linalg import Direction
 
+OVERSHOOT = 100.0
+"""By how much curvature in directions not yet seen may fall short of what was met.
+
+The first inverse Hessian of BFGS is that much larger than the pair says: what is too small in it
+takes several steps to grow, what is too large one search to shrink. L-BFGS, which soon forgets,
+never promises less than a gradient step of that length, so that a flat direction is not taken for a
+solved one.
+"""
+
 
 def search_along(
     globalize: Globalize, oracle: Oracle, at: Eval, direction: Float[Array, " n"]
