@@ -180,6 +180,26 @@ def test_bfgs_learns_an_ill_conditioned_quadratic_and_claims_nothing_early():
     np.testing.assert_allclose(sol.params, 1.0, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["bfgs", "lbfgs", "nonlinear-cg"])
+def test_what_was_learnt_is_dropped_once_when_its_direction_fails(name):
+    oracle = bind(black_box(lambda x: jnp.sum(jnp.cosh(x))))
+    at, method = oracle.value_and_grad(jnp.ones(2)), ok.optimizers.named(name)
+    fresh = method.init(at)
+    uphill = {
+        "bfgs": lambda: fresh._replace(inverse_hessian=-jnp.eye(2), fresh=jnp.asarray(False)),
+        "lbfgs": lambda: fresh._replace(gamma=-fresh.gamma, held=fresh.held.at[0].set(True)),
+        "nonlinear-cg": lambda: fresh._replace(direction=at.grad, since=jnp.asarray(3, jnp.int32)),
+    }[name]()
+    key = jax.random.key(0)
+    _, end, state, info = method.step(oracle, at, uphill, key)
+    assert int(info.status) == Status.RUNNING
+    assert not bool(info.accepted)
+    np.testing.assert_array_equal(end.params, at.params)
+    _, end, _, info = method.step(oracle, at, state, key)
+    assert bool(info.accepted)
+    assert float(end.value) < float(at.value)
+
+
 def brown_badly_scaled(x):
     return (x[0] - 1e6) ** 2 + (x[1] - 2e-6) ** 2 + (x[0] * x[1] - 2) ** 2
 

@@ -10,13 +10,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Key, memoized
+from optikit.core import Key, memoized, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, wolfe
 from optikit.optimizers.protocol import Optimizer, info_from_search
 from optikit.optimizers.quasi_newton import (
     OVERSHOOT,
     first_scale,
+    forgiven,
     is_curved,
     search_along,
 )
@@ -49,7 +50,8 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
         gradient = ravel_pytree(at.grad)[0]
         direction = -jnp.matmul(state.inverse_hessian, gradient, precision=HIGHEST)
         search, s, y = search_along(globalize, oracle, at, direction)
-        new = _updated(state, s, y, search.accepted)
+        search, again = forgiven(search, state.fresh)
+        new = tree.where(again, init(at), _updated(state, s, y, search.accepted))
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, name="bfgs")

@@ -22,7 +22,7 @@ from optikit.globalize import projected
 from optikit.linalg import Direction
 from optikit.optimizers.bounded import face_at
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, is_curved
+from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, forgiven, is_curved
 
 
 class BoundedLbfgsState(NamedTuple):
@@ -72,7 +72,8 @@ def projected_lbfgs(box: Box, *, memory: int = 10) -> Optimizer:
         end = cast("Eval", search.next)
         s = ravel_pytree(tree.subtract(end.params, at.params))[0]
         y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]
-        new = _updated(state, s, y, search.accepted)
+        search, again = forgiven(search, ~state.learnt)
+        new = tree.where(again, init(at), _updated(state, s, y, search.accepted))
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, measure=measure, monotone=True, name="lbfgs")

@@ -23,6 +23,7 @@ from optikit.optimizers.protocol import Optimizer, info_from_search
 from optikit.optimizers.quasi_newton import (
     OVERSHOOT,
     first_scale,
+    forgiven,
     is_curved,
     search_along,
 )
@@ -75,7 +76,13 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
         unseen = OVERSHOOT * state.gamma * jnp.vdot(gradient, gradient) / 2
         unseen = unseen.astype(search.promised.dtype)
         search = search._replace(promised=jnp.maximum(search.promised, unseen))
+        search, again = forgiven(search, ~jnp.any(state.held))
         new = _updated(state, s, y, search.accepted)
+        # the pairs may stay where no slot is held
+        new = new._replace(
+            held=new.held & ~again,
+            gamma=jnp.where(again, first_scale(gradient), new.gamma),
+        )
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, name="lbfgs")

@@ -17,11 +17,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Key, Scalar, Status, memoized, times
+from optikit.core import Counts, Key, Scalar, memoized, times
 from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, hager_zhang
 from optikit.linalg import Direction
 from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.optimizers.quasi_newton import forgiven
 
 Beta = Literal["hager-zhang", "polak-ribiere+", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 
@@ -114,10 +115,7 @@ def nonlinear_cg(
         new = NonlinearCgState(
             jnp.where(kept, turned, -g), jnp.where(kept, since, 0), reach, search.state
         )
-        # a direction that failed is dropped once; steepest descent that failed is the end
-        retry = ~kept & (state.since > 0) & (search.status == Status.LINE_SEARCH_FAILED.value)
-        status = jnp.where(retry, Status.RUNNING.value, search.status).astype(jnp.int32)
-        search = search._replace(promised=promised, status=status)
+        search = forgiven(search._replace(promised=promised), state.since == 0)[0]
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, name="nonlinear-cg")

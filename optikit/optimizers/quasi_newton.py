@@ -5,7 +5,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Scalar, times, tree
+from optikit.core import Counts, Scalar, Status, times, tree
 from optikit.globalize import Globalize, Search
 from optikit.linalg import Direction
 
@@ -37,6 +37,18 @@ def search_along(
     s = ravel_pytree(tree.subtract(search.params, at.params))[0]
     y = ravel_pytree(tree.subtract(search.next.grad, at.grad))[0]
     return search, s, y
+
+
+def forgiven(search: Search, fresh: Bool[Array, ""]) -> tuple[Search, Bool[Array, ""]]:
+    """The search, and whether what was learnt is to be forgotten because it failed.
+
+    A failure is final only along the first direction, which is the gradient's; otherwise the next
+    step starts from there, and the search is reported as going on.
+    """
+    failed = search.status == Status.LINE_SEARCH_FAILED.value
+    again = failed & ~search.accepted & ~fresh
+    status = jnp.where(again, Status.RUNNING.value, search.status).astype(jnp.int32)
+    return search._replace(status=status), again
 
 
 def is_curved(s: Array, y: Array) -> Bool[Array, ""]:

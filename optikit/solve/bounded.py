@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optikit.calculus import Objective, bind
 from optikit.calculus.validate import as_args, as_params, check_scalar
 from optikit.core import Box, Key, Params, Status, as_box, start_inside, tree
+from optikit.core.compiled import jit
 from optikit.linalg import conjugate_gradients
 from optikit.optimizers import Optimizer
 from optikit.optimizers.bounded import projected_newton
@@ -85,7 +86,7 @@ def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tu
     return name, ""
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "name", "trace_rows", "reason"))
+@functools.partial(jit, static_argnames=("objective", "name", "trace_rows", "reason"))
 def _run(params, args, box, tol, max_steps, key, *, objective, name, trace_rows, reason):
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
