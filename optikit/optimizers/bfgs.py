@@ -35,8 +35,8 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
     """BFGS: dense inverse Hessian, O(n^2) memory and flops a step, one grad a trial.
 
     Args:
-      globalize: a search that evaluates gradients; by default `wolfe(c2=0.3)`, which needs less
-        than half the steps of the usual c2 = 0.9, for about as many gradients.
+      globalize: a search that evaluates gradients; by default `wolfe(c2=0.3)`, which saves
+        a quarter of the steps of the usual c2 = 0.9 for a few more gradients.
     """
     globalize = wolfe(c2=0.3) if globalize is None else globalize
 
