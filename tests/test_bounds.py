@@ -219,6 +219,29 @@ def test_new_bounds_do_not_compile_again():
     np.testing.assert_allclose(sol.params, [0.5, 2.0])
 
 
+def test_a_bounded_solve_goes_on_where_it_was_cut_off():
+    bounds = (-0.5, np.array([0.4, np.inf, 0.1, 2.0]))
+    whole = ok.minimize(rosenbrock, jnp.zeros(4), bounds=bounds)
+    half = ok.minimize(rosenbrock, jnp.zeros(4), bounds=bounds, max_steps=3)
+    rest = ok.minimize(rosenbrock, jnp.zeros(4), bounds=bounds, state=half.state)
+    np.testing.assert_array_equal(rest.params, whole.params)
+    assert int(rest.counts.grad) == int(whole.counts.grad)
+    with pytest.raises(ValueError, match="start inside the box"):
+        ok.minimize(rosenbrock, jnp.zeros(4), bounds=(-9.0, -8.0), state=half.state)
+
+
+def test_the_derivative_of_a_bounded_solution():
+    """Held entries move with their bound, free ones with the data."""
+
+    def solve(t, low):
+        return ok.minimize(distance, jnp.full(4, 2.5), args=(t,), bounds=(low, 2.6)).params
+
+    by_target, by_bound = jax.jacobian(solve, argnums=(0, 1))(TARGET, jnp.asarray(0.3))
+    free = np.asarray((TARGET > 0.3) & (TARGET < 2.6))
+    np.testing.assert_allclose(by_target, np.diag(free.astype(float)), atol=1e-6)
+    np.testing.assert_allclose(by_bound, np.asarray(TARGET < 0.3).astype(float), atol=1e-6)
+
+
 def test_auto_chooses_by_size_and_says_so():
     small = ok.minimize(rosenbrock, jnp.zeros(4), bounds=(-0.5, np.array([0.4, np.inf, 0.1, 2.0])))
     assert small.method == "newton"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optikit.calculus import Objective, bind
+from optikit.calculus.closures import opened
 from optikit.calculus.validate import as_args, as_params, check_scalar
 from optikit.core import Box, Key, Params, Status, as_box, start_inside, tree
 from optikit.core.compiled import jit
@@ -16,7 +17,9 @@ from optikit.optimizers import Optimizer
 from optikit.optimizers.bounded import projected_newton
 from optikit.optimizers.bounded_lbfgs import projected_lbfgs
 from optikit.solve.choose import DENSE_BLACK_BOX, choose
+from optikit.solve.implicit import differentiable
 from optikit.solve.loop import advance, begin, finished, gradient_criterion
+from optikit.solve.resume import SolveState, check_state, resumed, suspended
 from optikit.solve.solution import Solution, default_tolerance
 
 
@@ -46,6 +49,7 @@ def minimize_in_box(
     max_steps: int,
     trace: bool,
     key: Key | None,
+    state: SolveState | None = None,
 ) -> Solution:
     """The body of `minimize` where bounds are given: check, choose, compile, run.
 
@@ -60,11 +64,15 @@ def minimize_in_box(
     if isinstance(max_steps, int) and max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
-    return _run(
-        params, args, box, tol, max_steps, key,
-        objective=objective, name=name, trace_rows=int(max_steps) + 1 if trace else 0,
-        reason=reason,
-    )  # fmt: skip
+    if state is not None:
+        check_state(state, BOUNDED[name](box), params)
+        start_inside(box, state.params)
+    run = functools.partial(
+        _run, name=name, trace_rows=int(max_steps) + 1 if trace else 0, reason=reason
+    )
+    return differentiable(
+        run, objective, params, args, box=box, tol=tol, max_steps=max_steps, key=key, state=state
+    )
 
 
 def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
@@ -86,14 +94,27 @@ def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tu
     return name, ""
 
 
-@functools.partial(jit, static_argnames=("objective", "name", "trace_rows", "reason"))
-def _run(params, args, box, tol, max_steps, key, *, objective, name, trace_rows, reason):
+@functools.partial(
+    jit,
+    static_argnums=0,
+    static_argnames=("name", "trace_rows", "reason"),
+    unweighed=("state",),
+)
+def _run(
+    objective, params, args, captured, *, box, tol, max_steps, key, state,
+    name, trace_rows, reason,
+) -> Solution:  # fmt: skip
+    objective = opened(objective, captured)
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
     key = jax.random.key(0) if key is None else key
     oracle, optimizer = bind(objective, args), BOUNDED[name](box)
-    progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    if state is None:
+        progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    else:
+        progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
     progress = advance(optimizer, oracle, progress, max_steps, tol, gradient_criterion)
+    remainder = suspended(progress, tol, optimizer)
     at, progress = finished(progress, optimizer, oracle)
     ended = progress.status != Status.RUNNING.value
     return Solution(
@@ -108,4 +129,5 @@ def _run(params, args, box, tol, max_steps, key, *, objective, name, trace_rows,
         trace=progress.trace,
         method=optimizer.name,
         reason=reason,
+        remainder=remainder,
     )
