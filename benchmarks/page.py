@@ -74,7 +74,8 @@ def _seconds(row: dict[str, Any]) -> str:
 
 def _facts(row: dict[str, Any]) -> str:
     shown = ("error", "status", "gap", "steps", "gradients", "flops", "max_grad", "excess",
-             "reached", "tol", "largest_difference")  # fmt: skip
+             "reached", "tol", "largest_difference", "cases", "digits_6", "digits_8",
+             "false_claims", "median_steps", "steps_over_scipy_lm")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 

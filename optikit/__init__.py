@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from optikit import losses as losses
     from optikit import optimizers as optimizers
     from optikit.analyze import Certificate as Certificate
+    from optikit.analyze import ParameterCovariance as ParameterCovariance
     from optikit.analyze import certify as certify
+    from optikit.analyze import parameter_covariance as parameter_covariance
     from optikit.bench import Experiment as Experiment
     from optikit.calculus import Objective as Objective
     from optikit.calculus import black_box as black_box
@@ -53,6 +55,7 @@ _HOME = {
     "LinearOperator": "optikit.core",
     "Objective": "optikit.calculus",
     "Optimizer": "optikit.optimizers",
+    "ParameterCovariance": "optikit.analyze",
     "Problem": "optikit.problems",
     "Solution": "optikit.solve",
     "Status": "optikit.core",
@@ -74,6 +77,7 @@ _HOME = {
     "losses": "optikit",
     "minimize": "optikit.solve",
     "optimizers": "optikit",
+    "parameter_covariance": "optikit.analyze",
     "per_example_grads": "optikit.calculus",
     "residuals": "optikit.calculus",
     "second_order": "optikit.optimizers",
@@ -88,6 +92,7 @@ __all__ = [
     "LinearOperator",
     "Objective",
     "Optimizer",
+    "ParameterCovariance",
     "Problem",
     "Solution",
     "Status",
@@ -109,6 +114,7 @@ __all__ = [
     "losses",
     "minimize",
     "optimizers",
+    "parameter_covariance",
     "per_example_grads",
     "residuals",
     "second_order",

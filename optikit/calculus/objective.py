@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optikit.core import Params, PyTree, Scalar, tree
-from optikit.losses import Loss, Penalty, expand_weights, from_value, weighted_mean
+from optikit.losses import Loss, Penalty, Robust, expand_weights, from_value, weighted_mean
 
 Kind = Literal["black_box", "composite", "residuals"]
 
@@ -31,6 +31,7 @@ class Objective(NamedTuple):
     loss: Loss | None = None
     penalty: Penalty | None = None
     has_aux: bool = False
+    robust: Robust | None = None  # of residuals alone
 
     def __call__(self, params: Params, *args: Any) -> Any:
         """The value, or (value, aux)."""
@@ -95,11 +96,14 @@ def residuals(
     *,
     penalty: Penalty | None = None,
     has_aux: bool = False,
+    robust: Robust | None = None,
 ) -> Objective:
     """Half the sum of squared residuals, |r|^2 / 2 (as MINPACK and scipy), plus a penalty.
 
     Args:
       fun: (params, *args) -> pytree of residuals; with `has_aux`, (residuals, aux).
+      robust: from `ok.losses.robust`, what takes the place of the square of each residual (not of
+        the penalty).
 
     Example:
       >>> float(residuals(lambda x: x - 1.0)(jnp.array([3.0, 4.0])))
@@ -107,7 +111,7 @@ def residuals(
     """
     if isinstance(fun, Objective):
         return fun
-    return Objective(fun, "residuals", penalty=penalty, has_aux=has_aux)
+    return Objective(fun, "residuals", penalty=penalty, has_aux=has_aux, robust=robust)
 
 
 def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Scalar, Any]:
@@ -117,7 +121,8 @@ def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Sc
         return result if objective.has_aux else (result, None)
     if objective.kind == "residuals":
         r, aux = _split(objective, objective.fun(params, *args))
-        value = tree.vdot(r, r) / 2
+        robust = objective.robust
+        value = tree.vdot(r, r) / 2 if robust is None else _robust_cost(robust, r)
     else:
         inputs, targets, weights = split_data(objective, args)
         outputs, aux = _split(objective, objective.fun(params, inputs))
@@ -125,6 +130,32 @@ def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Sc
     if objective.penalty is not None:
         value = value + objective.penalty.value(params).astype(value.dtype)
     return value, aux
+
+
+def _robust_cost(robust: Robust, r: PyTree) -> Scalar:
+    flat = tree.ravel(r)
+    return jnp.sum(robust.cost(flat.astype(tree.inner_dtype(flat))))
+
+
+def robust_weights(
+    objective: Objective, r: Float[Array, " m"], penalties: int
+) -> tuple[Scalar, Float[Array, " m"], Float[Array, " m"]]:
+    """(f, a, b) from the residual vector of a robust objective.
+
+    f is its value; the residuals a r with the Jacobian b J have its gradient and its curvature as
+    far as that is positive. The last `penalties` rows are not robust.
+
+    Raises:
+      TypeError: the objective is not robust.
+    """
+    if objective.robust is None:
+        msg = f"{fingerprint(objective)} has no robust loss."
+        raise TypeError(msg)
+    data, extra = r[: r.size - penalties], r[r.size - penalties :]
+    value = _robust_cost(objective.robust, data) + tree.vdot(extra, extra) / 2
+    a, b = objective.robust.scaled(data)
+    ones = jnp.ones_like(extra)
+    return value, jnp.concatenate([a, ones]), jnp.concatenate([b, ones])
 
 
 def split_data(objective: Objective, args: tuple) -> tuple[Any, Any, Any]:
@@ -171,8 +202,9 @@ def outputs_of(objective: Objective, params: Params, inputs: Any) -> Array:
 def residual_vector(objective: Objective) -> Callable[..., Float[Array, " m"]] | None:
     """(params, *args) -> r with objective = |r|^2 / 2, where the objective is a sum of squares.
 
-    For a composite under squared error the examples' weights enter by their square roots; an L2
-    penalty adds one residual per parameter. None for any other objective.
+    Of a robust objective, the residuals before their loss; see `robust_weights`. For a composite
+    under squared error the examples' weights enter by their square roots; an L2 penalty adds one
+    residual per parameter. None for any other objective.
     """
     penalty, loss = objective.penalty, objective.loss
     if penalty is not None and penalty.residual is None:
@@ -222,7 +254,8 @@ def _split(objective: Objective, result: Any) -> tuple[Any, Any]:
 def fingerprint(objective: Objective) -> str:
     """A short description for messages: the kind and the names of its parts."""
     inner = getattr(objective.fun, "__name__", type(objective.fun).__name__)
-    parts = [inner] + [p.name for p in (objective.loss, objective.penalty) if p is not None]
+    named = (objective.loss, objective.penalty, objective.robust)
+    parts = [inner] + [p.name for p in named if p is not None]
     return f"{objective.kind}({', '.join(parts)})"
 
 

@@ -99,6 +99,8 @@ class Oracle(NamedTuple):
     ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
         """R and its dense Jacobian over the ravelled parameters. Price: Counts(jacobian=1).
 
+        Of a robust objective, before its loss; see `optikit.calculus.objective.robust_weights`.
+
         Forward mode, or reverse mode where there are fewer residuals than parameters.
         """
         self.tap("jacobian")
@@ -202,9 +204,18 @@ class Oracle(NamedTuple):
             result = objective.fun(p, *self.args)
             return result[0] if objective.has_aux else result
 
-        _, forward = jax.linearize(data_residuals, params)
+        r, forward = jax.linearize(data_residuals, params)
         backward = jax.linear_transpose(forward, params)
-        return lambda v: self._plus_penalty(backward(forward(v))[0], params, v)
+        robust = objective.robust
+        if robust is None:
+            return lambda v: self._plus_penalty(backward(forward(v))[0], params, v)
+        curvature = jax.tree.map(lambda x: robust.scaled(x)[1] ** 2, r)
+
+        def apply(v: Params) -> Params:
+            weighted = jax.tree.map(jnp.multiply, curvature, forward(v))
+            return self._plus_penalty(backward(weighted)[0], params, v)
+
+        return apply
 
     def _output_product(self, kind: CurvatureKind, params: Params):
         objective, loss = self._need_composite(kind)

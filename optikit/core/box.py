@@ -52,8 +52,8 @@ def as_box(bounds: Any, params: Params) -> Box:
 
     Args:
       bounds: a pair (lower, upper) or a Box. Each side is None (unbounded), a number for all
-        entries, or a pytree like the parameters whose leaves are None, numbers or arrays that
-        broadcast to the parameter's shape.
+        entries, or a pytree prefix of the parameters whose leaves are None, numbers or arrays that
+        broadcast to the parameters' shapes.
       params: the parameters, as arrays.
 
     Raises:
@@ -108,23 +108,38 @@ def start_inside(box: Box, params: Params) -> Params:
     )
 
 
+class _Bound:
+    """A bound as a leaf: None and lists would count as structure."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
 def _side(name: str, side: Any, params: Params, unbounded: float) -> Params:
     leaves, structure = jax.tree.flatten(params)
-    if side is None or (jax.tree.structure(side) == jax.tree.structure(0.0) and np.ndim(side) == 0):
-        sides = [side] * len(leaves)
-    else:
-        try:
-            sides = structure.flatten_up_to(side)
-        except (ValueError, TypeError) as error:
-            msg = (
-                f"the {name} bounds are not structured like params: {error} Give None, a number, or"
-                " a pytree like params with None where an entry is unbounded."
-            )
-            raise ValueError(msg) from error
+    try:
+        sides = structure.flatten_up_to(side)  # a leaf may be a list here
+    except (ValueError, TypeError):
+        sides = _spread(name, side, params)
     named = zip(_names(params), sides, leaves, strict=True)
     return structure.unflatten(
         [_bound(f"{name} bound of {n}", s, x, unbounded) for n, s, x in named]
     )
+
+
+def _spread(name: str, side: Any, params: Params) -> list[Any]:
+    def over(bound: Any, group: Params) -> Params:
+        return jax.tree.map(lambda _: _Bound(bound), group)
+
+    try:
+        full = jax.tree.map(over, side, params, is_leaf=lambda x: x is None)
+    except (ValueError, TypeError) as error:
+        msg = (
+            f"the {name} bounds are not structured like params: {error} Give None, a number, or a "
+            "pytree prefix of params with None where an entry is unbounded."
+        )
+        raise ValueError(msg) from error
+    return [leaf.value for leaf in jax.tree.leaves(full)]
 
 
 def _bound(name: str, side: Any, like: jax.Array, unbounded: float) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from optikit.calculus import Eval, Oracle
+from optikit.calculus.objective import robust_weights
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, tree
 from optikit.core.tree import HIGHEST
@@ -49,13 +50,20 @@ def qr() -> Subproblem:
 def evaluate_residuals(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
     """Value and gradient from residuals and Jacobian, kept in `local`. One jacobian.
 
-    With auxiliary output, one more grad, since the Jacobian's sweep does not return it.
+    Of a robust objective, `local` holds both scaled by its loss. With auxiliary output, one more
+    grad, since the Jacobian's sweep does not return it.
     """
+    objective = oracle.objective
     r, jacobian = oracle.residuals_and_jacobian(params)
+    if objective.robust is None:
+        value = jnp.vdot(r, r, precision=HIGHEST) / 2
+    else:
+        penalties = tree.size(params) if objective.penalty is not None else 0
+        value, a, b = robust_weights(objective, r, penalties)
+        r, jacobian = a * r, b[:, None] * jacobian
     unravel = ravel_pytree(params)[1]
     gradient = unravel(jnp.matmul(r, jacobian, precision=HIGHEST))
-    value = jnp.vdot(r, r, precision=HIGHEST) / 2
-    if oracle.objective.has_aux:
+    if objective.has_aux:
         at = oracle.value_and_grad(params)
         return at._replace(local=(r, jacobian)), Counts(jacobian=1, grad=1)
     return Eval(params, value, gradient, None, (r, jacobian)), Counts(jacobian=1)

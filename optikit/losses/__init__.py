@@ -1,5 +1,6 @@
 """Per-example losses with their output-space curvature, and penalties. `LOSSES` names them all."""
 
+from optikit.losses import robust
 from optikit.losses.base import Loss, from_value, sample_labels
 from optikit.losses.classification import (
     focal,
@@ -19,6 +20,7 @@ from optikit.losses.regression import (
     smooth_quantile,
     squared_error,
 )
+from optikit.losses.robust import Robust
 
 LOSSES: dict[str, Loss] = {
     "focal": focal,
@@ -39,6 +41,7 @@ __all__ = [
     "LOSSES",
     "Loss",
     "Penalty",
+    "Robust",
     "expand_weights",
     "focal",
     "from_value",
@@ -49,6 +52,7 @@ __all__ = [
     "logistic",
     "poisson",
     "quantile",
+    "robust",
     "sample_labels",
     "smooth_l1",
     "smooth_quantile",

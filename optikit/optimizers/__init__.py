@@ -11,6 +11,7 @@ import optax
 
 from optikit.core import memoized
 from optikit.optimizers.bfgs import bfgs
+from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.gradient_descent import gradient_descent
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
@@ -112,6 +113,7 @@ __all__ = [
     "adam",
     "as_optax",
     "bfgs",
+    "bounded_levenberg_marquardt",
     "from_optax",
     "gauss_newton",
     "gradient_descent",

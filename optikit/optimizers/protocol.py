@@ -65,6 +65,8 @@ class Optimizer(NamedTuple):
       monotone: a static promise that on fixed data the value never rises beyond rounding and no
         non-finite point is accepted, so the current point is always the best seen.
       name: for messages and reports.
+      patience: consecutive steps that leave value and gradient as they were, after which the loop
+        calls the method stalled; larger for a method whose rejected trials are steps.
     """
 
     init: Callable[[Eval], State]
@@ -74,6 +76,7 @@ class Optimizer(NamedTuple):
     measure: Callable[[Eval], Scalar] = largest_gradient
     monotone: bool = False
     name: str = "optimizer"
+    patience: int = 10
 
 
 def info_from_search(search: Search, **extras: Array) -> StepInfo:

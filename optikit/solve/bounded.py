@@ -1,4 +1,4 @@
-"""`minimize` with bounds: which methods take them, and the compiled run."""
+"""Solves in a box: which methods of `minimize` take bounds, and the compiled run of any."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from optikit.optimizers.bounded import projected_newton
 from optikit.optimizers.bounded_lbfgs import projected_lbfgs
 from optikit.solve.choose import DENSE_BLACK_BOX, choose
 from optikit.solve.implicit import differentiable
-from optikit.solve.loop import advance, begin, finished, gradient_criterion
+from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
 from optikit.solve.resume import SolveState, check_state, resumed, suspended
 from optikit.solve.solution import Solution, default_tolerance
 
@@ -57,18 +57,44 @@ def minimize_in_box(
       TypeError, ValueError: as `minimize`, `as_box` and `start_inside` do; a method that takes no
         bounds.
     """
+    params = as_params(params)
+    name, reason = _named(method, objective, params, as_args(args))
+    return solve_in_box(
+        objective, params, bounds, BOUNDED[name], reason, args, tol, max_steps, trace, key, state,
+        gradient_criterion,
+    )  # fmt: skip
+
+
+def solve_in_box(
+    objective: Objective,
+    params: Params,
+    bounds: Any,
+    factory: Callable[[Box], Optimizer],
+    reason: str,
+    args: tuple,
+    tol: float | None,
+    max_steps: int,
+    trace: bool,
+    key: Key | None,
+    state: SolveState | None,
+    criterion: Criterion,
+) -> Solution:
+    """Check, compile, run the method that `factory` makes of a box. Other bounds, same program."""
     params, args = as_params(params), as_args(args)
     box = as_box(bounds, params)
     params = start_inside(box, params)
-    name, reason = _named(method, objective, params, args)
     if isinstance(max_steps, int) and max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
     if state is not None:
-        check_state(state, BOUNDED[name](box), params)
+        check_state(state, factory(box), params)
         start_inside(box, state.params)
     run = functools.partial(
-        _run, name=name, trace_rows=int(max_steps) + 1 if trace else 0, reason=reason
+        _run,
+        factory=factory,
+        criterion=criterion,
+        trace_rows=int(max_steps) + 1 if trace else 0,
+        reason=reason,
     )
     return differentiable(
         run, objective, params, args, box=box, tol=tol, max_steps=max_steps, key=key, state=state
@@ -97,23 +123,23 @@ def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tu
 @functools.partial(
     jit,
     static_argnums=0,
-    static_argnames=("name", "trace_rows", "reason"),
+    static_argnames=("factory", "criterion", "trace_rows", "reason"),
     unweighed=("state",),
 )
 def _run(
     objective, params, args, captured, *, box, tol, max_steps, key, state,
-    name, trace_rows, reason,
+    factory, criterion, trace_rows, reason,
 ) -> Solution:  # fmt: skip
     objective = opened(objective, captured)
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
     key = jax.random.key(0) if key is None else key
-    oracle, optimizer = bind(objective, args), BOUNDED[name](box)
+    oracle, optimizer = bind(objective, args), factory(box)
     if state is None:
         progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
     else:
         progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
-    progress = advance(optimizer, oracle, progress, max_steps, tol, gradient_criterion)
+    progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
     remainder = suspended(progress, tol, optimizer)
     at, progress = finished(progress, optimizer, oracle)
     ended = progress.status != Status.RUNNING.value

@@ -9,9 +9,11 @@ from jaxtyping import Array, Bool
 from optikit.calculus import Eval, Objective, residuals
 from optikit.calculus.objective import fingerprint, residual_vector
 from optikit.calculus.validate import as_params
-from optikit.core import Params, Scalar, tree
+from optikit.core import Box, Params, Scalar, tree
 from optikit.linalg.least_squares import column_norms
-from optikit.optimizers import StepInfo
+from optikit.losses.robust import Robust, as_robust
+from optikit.optimizers import Optimizer, StepInfo, bounded_levenberg_marquardt
+from optikit.solve.bounded import solve_in_box
 from optikit.solve.loop import Progress, gradient_criterion
 from optikit.solve.minimize import Method, solve
 from optikit.solve.resume import SolveState
@@ -24,13 +26,16 @@ def least_squares(
     *,
     method: Method = "levenberg-marquardt",
     args: tuple = (),
+    bounds: tuple[Any, Any] | None = None,
+    robust: str | Robust | None = None,
+    robust_scale: float | None = None,
     tol: float | None = None,
     max_steps: int = 1000,
     has_aux: bool = False,
     trace: bool = False,
     state: SolveState | None = None,
 ) -> Solution:
-    """Minimise |residual(params, *args)|^2 / 2 over params.
+    """Minimise |residual(params, *args)|^2 / 2 over params, in a box or with outliers if need be.
 
     Converged is judged free of scale, so neither the units of the residuals nor of the parameters
     matter: the residual is orthogonal to every column of the Jacobian, or the undamped step no
@@ -41,6 +46,12 @@ def least_squares(
         `residuals(...)`, or from `composite(predict, squared_error)`.
       method: "levenberg-marquardt", "gauss-newton", "dogleg", an Optimizer, or any method for
         smooth functions.
+      bounds: (lower, upper), as for `minimize`. The solution may lie on a bound; equal bounds fix a
+        parameter. By Levenberg-Marquardt with active sets; converged then means that no parameter
+        is left that could move into the box and lower the cost.
+      robust: "soft_l1", "huber", "cauchy", "arctan" or one of `ok.losses.robust`, in place of the
+        squares: the cost is sum(scale^2 rho((r / scale)^2)) / 2, scipy's `loss` and `f_scale`.
+      robust_scale: the residual at which an observation begins to count as an outlier; 1.
       tol: relative, of the tests above; by default 1e-10 in float64 and 1e-4 in float32.
       state: `sol.state` of an earlier call, to go on from there, as in `minimize`.
 
@@ -48,7 +59,8 @@ def least_squares(
 
     Raises:
       TypeError: parameters that are not floating point, an objective that is no sum of squares.
-      ValueError: an unknown method.
+      ValueError: an unknown method or robust loss, a scale that is not positive, bounds that do
+        not fit, a start outside them, or bounds with another method than Levenberg-Marquardt.
 
     Example:
       >>> def decay(p, t, y):
@@ -57,8 +69,15 @@ def least_squares(
       >>> sol = least_squares(decay, jnp.array([1.0, 1.0]), args=(t, 3.0 * jnp.exp(-0.5 * t)))
       >>> [round(float(v), 4) for v in sol.params]
       [3.0, 0.5]
+      >>> sol = least_squares(
+      ...     decay, jnp.array([1.0, 1.0]), args=(t, 3.0 * jnp.exp(-0.5 * t)), bounds=(0.0, 2.5)
+      ... )
+      >>> bool(sol.success), float(sol.params[0])
+      (True, 2.5)
     """
     objective = residuals(residual, has_aux=has_aux)
+    if robust is not None or robust_scale is not None:
+        objective = _robust(objective, robust, robust_scale)
     if residual_vector(objective) is None:
         msg = (
             f"least_squares needs a sum of squares; got {fingerprint(objective)}: use "
@@ -67,9 +86,35 @@ def least_squares(
         raise TypeError(msg)
     if tol is None:
         tol = 1e-10 if tree.inner_dtype(as_params(params)) == jnp.float64 else 1e-4
+    if bounds is not None:
+        return solve_in_box(
+            objective, params, bounds, _bounded(method), "", args, tol, max_steps, trace, None,
+            state, residual_criterion,
+        )  # fmt: skip
     return solve(
         objective, params, method, args, tol, max_steps, trace, None, residual_criterion, state
     )
+
+
+def _robust(objective: Objective, robust: str | Robust | None, scale: float | None) -> Objective:
+    if robust is None:
+        msg = f"robust_scale is {scale} without a robust loss: give robust='soft_l1', say."
+        raise ValueError(msg)
+    if objective.kind != "residuals" or objective.robust is not None:
+        msg = (
+            f"robust={robust!r} needs plain residuals; got {fingerprint(objective)}: a composite "
+            "has a loss of its own."
+        )
+        raise TypeError(msg)
+    return objective._replace(robust=as_robust(robust, scale))
+
+
+def _bounded(method: Method) -> Callable[[Box], Optimizer]:
+    if method in ("auto", "levenberg-marquardt"):
+        return bounded_levenberg_marquardt
+    name = method if isinstance(method, str) else getattr(method, "name", type(method).__name__)
+    msg = f"bounds with method {name!r}: only 'levenberg-marquardt' keeps to them here."
+    raise ValueError(msg)
 
 
 def residual_criterion(
@@ -85,6 +130,6 @@ def residual_criterion(
     if "damping" in info.extras:
         return jnp.asarray(False)
     r, jacobian = at.local
-    bound = tol * column_norms(jacobian) * jnp.linalg.norm(r)
+    bound = tol * column_norms(jacobian) * jnp.sqrt(2 * at.value).astype(r.dtype)
     orthogonal = jnp.all(jnp.abs(tree.ravel(at.grad)) <= bound)
     return orthogonal | (info.extras["full_norm"] <= tol * tree.norm(p.at.params))

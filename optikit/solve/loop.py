@@ -19,9 +19,6 @@ from optikit.optimizers import Optimizer, StepInfo
 from optikit.optimizers.protocol import keep
 from optikit.solve.solution import Trace
 
-STALL_AFTER = 10
-"""Consecutive steps that leave every parameter as it was, after which a method has stalled."""
-
 Criterion = Callable[[Eval, StepInfo, Scalar, "Progress", Scalar], Bool[Array, ""]]
 """(new evaluation, step report, max|g|, progress before the step, tolerance) -> converged."""
 
@@ -108,7 +105,8 @@ def one_step(
     usable = jnp.isfinite(at.value) & jnp.isfinite(largest)
     unchanged = (at.value == p.at.value) & (largest == p.largest)
     still = jnp.where(unchanged, p.still + 1, 0)
-    status = _judge(p, at, info, largest, usable, still, criterion(at, info, largest, p, tol))
+    stalled = still >= optimizer.patience
+    status = _judge(p, at, info, largest, usable, stalled, criterion(at, info, largest, p, tol))
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
@@ -181,12 +179,12 @@ def _judge(
     info: StepInfo,
     largest: Scalar,
     usable: Bool[Array, ""],
-    still: Int[Array, ""],
+    stalled: Bool[Array, ""],
     converged: Bool[Array, ""],
 ) -> Int[Array, ""]:
     """The status after a step; the last line that applies wins."""
     status = info.status
-    status = jnp.where(still >= STALL_AFTER, Status.STALLED.value, status)
+    status = jnp.where(stalled, Status.STALLED.value, status)
     if info.predicted is not None:
         # nothing promised, nothing gained that the value could show, and the search or the gradient
         # says so too
