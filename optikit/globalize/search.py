@@ -21,7 +21,7 @@ class Search(NamedTuple):
       next: the evaluation there if the search paid for it, else a static None.
       step_size: the factor on the direction, or the trust radius.
       step_norm: |params - starting params|.
-      full_norm: the length of the whole direction, before any cut.
+      full_norm: the length of the whole direction, before any cut; infinite if a radius cut it.
       promised: the decrease down to the model's minimum, `Direction.promised`.
       scale: `Direction.scale`, for the next step's inner solver.
       accepted: whether it moved.
@@ -83,6 +83,42 @@ def is_finite(at: Eval, *, with_gradient: bool) -> Bool[Array, ""]:
     """Whether the evaluation can be used."""
     finite = jnp.isfinite(at.value)
     return finite & tree.all_finite(at.grad) if with_gradient else finite
+
+
+class Verdict(NamedTuple):
+    """How far a trial kept the model's promise."""
+
+    accepted: Bool[Array, ""]
+    good: Bool[Array, ""]  # the model may be trusted farther
+    poor: Bool[Array, ""]  # less far
+    in_noise: Bool[Array, ""]  # promise and outcome are both rounding; the gradient did not grow
+    finite: Bool[Array, ""]
+
+
+def verdict(
+    at: Eval,
+    trial: Eval,
+    predicted: Scalar,
+    *,
+    accept: float,
+    shrink_below: float,
+    grow_above: float,
+    with_gradient: bool = True,
+) -> Verdict:
+    """Actual against predicted decrease, without a division, so that NaN is a rejection.
+
+    Near the rounding floor, where both decreases are noise, a trial is accepted if it does not
+    enlarge the gradient. Reference: Conn, Gould & Toint (2000), section 17.4.2.
+    """
+    slack = noise(at.value)
+    finite = is_finite(trial, with_gradient=with_gradient)
+    actual = at.value - trial.value
+    calmer = tree.max_abs(trial.grad) <= tree.max_abs(at.grad)
+    in_noise = finite & (jnp.abs(actual) <= slack) & (predicted <= slack) & calmer
+    kept = finite & (actual >= accept * predicted) & (predicted > 0)
+    good = finite & (actual >= grow_above * predicted) | in_noise
+    poor = ~finite | ((actual < shrink_below * predicted) & ~in_noise)
+    return Verdict(kept | in_noise, good, poor, in_noise, finite)
 
 
 def search_status(accepted: Bool[Array, ""], any_finite: Bool[Array, ""]) -> Int[Array, ""]:

@@ -17,13 +17,14 @@ from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
-from optikit.globalize.search import Globalize, Propose, Search, Trials, is_finite, noise
+from optikit.globalize.search import Globalize, Propose, Search, Trials, verdict
 
 
 class _Run(NamedTuple):
     radius: Scalar
     trial: Eval
     step_norm: Scalar
+    full_norm: Scalar
     promised: Scalar
     scale: Scalar
     accepted: Bool[Array, ""]
@@ -40,6 +41,7 @@ def trust_region(
     shrink_below: float = 0.25,
     grow_above: float = 0.75,
     max_trials: int = 60,
+    gradients: bool = True,
 ) -> Globalize:
     """Accept a step s if f(x) - f(x + s) >= accept * (model decrease); else shrink to |s| / 4.
 
@@ -49,11 +51,12 @@ def trust_region(
       shrink_below, grow_above: ratios below which the radius becomes |s| / 4, and above which it
         doubles if it was binding.
       max_trials: trials before the step is given up.
+      gradients: evaluate gradients with the values; see `Trials`.
 
-    Returns: a Globalize costing one grad per trial besides the proposals; the accepted point is
-    already evaluated.
+    Returns: a Globalize costing one grad (or value) per trial besides the proposals; with gradients
+    the accepted point is already evaluated.
     """
-    evaluate = Trials(gradients=True)
+    evaluate = Trials(gradients)
 
     def init(at: Eval) -> Scalar:
         if radius is not None:
@@ -62,7 +65,6 @@ def trust_region(
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
         dtype = at.value.dtype
-        slack = noise(at.value)
         smallest = tree.eps(dtype) * jnp.maximum(tree.norm(at.params).astype(dtype), 1e-3)
 
         def running(c: _Run) -> Array:
@@ -71,27 +73,25 @@ def trust_region(
         def body(c: _Run) -> _Run:
             direction = propose(c.radius)
             size = tree.norm(direction.step).astype(dtype)
-            predicted = direction.predicted
+            length = size if direction.length is None else direction.length
+            whole = jnp.where(direction.at_boundary, jnp.inf, size)
             trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
-            finite = is_finite(trial, with_gradient=True)
-            actual = at.value - trial.value
-            calmer = tree.max_abs(trial.grad) <= tree.max_abs(at.grad)
-            in_noise = (jnp.abs(actual) <= slack) & (predicted <= slack) & calmer
-            kept = (actual >= accept * predicted) & (predicted > 0)
-            accepted = finite & (kept | in_noise)
-            good = finite & ((actual >= grow_above * predicted) | in_noise)
-            poor = ~finite | ((actual < shrink_below * predicted) & ~in_noise)
+            seen = verdict(
+                at, trial, direction.predicted, accept=accept, shrink_below=shrink_below,
+                grow_above=grow_above, with_gradient=gradients,
+            )  # fmt: skip
             grown = jnp.where(direction.at_boundary, 2 * c.radius, c.radius)
-            new_radius = jnp.where(poor, size / 4, jnp.where(good, grown, c.radius))
+            new_radius = jnp.where(seen.poor, length / 4, jnp.where(seen.good, grown, c.radius))
             new_radius = jnp.where(jnp.isfinite(new_radius), new_radius, c.radius / 4)
             return _Run(
                 radius=new_radius,
                 trial=trial,
                 step_norm=size,
+                full_norm=jnp.where(c.trials == 0, whole, c.full_norm),
                 promised=jnp.where(c.trials == 0, direction.promised, c.promised),
                 scale=direction.scale,
-                accepted=accepted,
-                seen_finite=c.seen_finite | finite,
+                accepted=seen.accepted,
+                seen_finite=c.seen_finite | seen.finite,
                 trials=c.trials + 1,
                 counts=tally(c.counts, direction.counts, evaluate.price),
             )
@@ -102,17 +102,18 @@ def trust_region(
             running,
             body,
             _Run(
-                state, at, zero, zero, zero, no, no, jnp.asarray(0, jnp.int32), times(0, Counts())
+                state, at, zero, zero, zero, zero, no, no, jnp.asarray(0, jnp.int32),
+                times(0, Counts()),
             ),
-        )
+        )  # fmt: skip
         end = tree.where(run.accepted, run.trial, at)
         failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
         return Search(
             params=end.params,
-            next=end,
+            next=end if gradients else None,
             step_size=run.radius,
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
-            full_norm=run.step_norm,
+            full_norm=run.full_norm,
             promised=run.promised,
             scale=run.scale,
             accepted=run.accepted,

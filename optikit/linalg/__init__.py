@@ -2,8 +2,12 @@
 
 from optikit.linalg.cg import conjugate_gradients
 from optikit.linalg.dense import cholesky
+from optikit.linalg.dogleg import dogleg
+from optikit.linalg.exact import exact
+from optikit.linalg.krylov import krylov
 from optikit.linalg.lanczos import Ritz, lanczos
 from optikit.linalg.least_squares import qr
+from optikit.linalg.modified import modified_cholesky
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 __all__ = [
@@ -14,6 +18,10 @@ __all__ = [
     "Subproblem",
     "cholesky",
     "conjugate_gradients",
+    "dogleg",
+    "exact",
+    "krylov",
     "lanczos",
+    "modified_cholesky",
     "qr",
 ]

@@ -9,7 +9,8 @@ References: Steihaug (1983), "The conjugate gradient method and trust regions"; 
 (2006), Algorithms 7.1 and 7.2; Dembo & Steihaug (1983) for the truncation.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Int
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tree
+from optikit.linalg.precondition import Memory, Precondition, blank, remember
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
@@ -35,52 +37,91 @@ class _Run(NamedTuple):
 
 
 @memoized
-def conjugate_gradients(*, max_iters: int | None = None) -> Subproblem:
+def conjugate_gradients(
+    *, max_iters: int | None = None, precondition: Precondition = "none"
+) -> Subproblem:
     """Truncated CG as a Subproblem, for any curvature given by products.
 
     Args:
       max_iters: products per proposal; by default twice the number of parameters, at most 500.
+      precondition: "none"; "diagonal", estimated from 12 products; or "nystrom", a sketch of the
+        leading eigenspace from 10 to 80 products, for spectra that decay. Built at the first step
+        and every tenth after it. The radius is then meant in the norm of the preconditioner.
 
     Cost: the operator's setup, then one product per iteration. At a point whose gradient is
     exactly zero the model is probed along a direction without symmetry, so that a start on a saddle
     is left.
-    """
 
-    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+    Raises:
+      ValueError: an unknown preconditioner.
+    """
+    if precondition not in get_args(Precondition):
+        msg = f"precondition must be 'none', 'diagonal' or 'nystrom'; got {precondition!r}."
+        raise ValueError(msg)
+
+    def prepare(
+        oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key, memory: Memory | None = None
+    ) -> Model:
         op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
         product = op.mv
         dtype = at.value.dtype
         length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
+        change = None
+        if memory is not None:
+            change = remember(precondition, product, op.price, at.params, key, memory)
         limit = min(2 * tree.size(at.params), 500) if max_iters is None else max_iters
 
         def propose(radius: Scalar, inner: Inner) -> Direction:
-            gradient = _or_probe(at)
-            run = _truncated(product, gradient, radius, inner, limit)
+            gradient = or_probe(at) if change is None else change.apply(or_probe(at))
+            inside = product if change is None else _changed(product, change.apply)
+            run = _truncated(inside, gradient, radius, inner, limit)
             # <s, H s> = <s, r> - <s, g> with r = g + H s
             curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
             # on a saddle or a maximum the gradient gives no step: follow the curvature found
-            size = tree.norm(run.s).astype(dtype)
+            found = run.s if change is None else change.apply(run.s)
+            size = tree.norm(found).astype(dtype)
             lost = (curvature < 0) & (size < 1e-3 * length) & ~run.at_boundary
             factor = jnp.where(lost, 0.1 * length / jnp.where(size > 0, size, 1), 1)
-            s = tree.scale(factor, run.s)
+            s = tree.scale(factor, found)
+            measured = None if change is None else factor * tree.norm(run.s).astype(dtype)
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
             counts = times(run.iterations, op.price)
             return Direction(
-                s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts
-            )
+                s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts,
+                length=measured,
+            )  # fmt: skip
 
-        def is_convex_along(vector: Params) -> tuple[Bool[Array, ""], Counts]:
-            image = product(vector)
-            size = jnp.sqrt(tree.vdot(vector, vector) * tree.vdot(image, image))
-            return tree.vdot(vector, image) >= -tree.eps(dtype) * size, op.price
+        look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None
+        spent = op.setup if change is None else tally(op.setup, change.counts)
+        kept = () if change is None else change.memory
+        return Model(propose, tally(spent), look_along, kept)
 
-        return Model(propose, tally(op.setup), is_convex_along if kind == "hessian" else None)
+    if precondition == "none":
+        return Subproblem(prepare)
+    return Subproblem(prepare, init=lambda at: blank(precondition, at.params))
 
-    return Subproblem(prepare)
+
+def _changed(
+    product: Callable[[Params], Params], change: Callable[[Params], Params]
+) -> Callable[[Params], Params]:
+    return lambda v: change(product(change(v)))
 
 
-def _or_probe(at: Eval) -> Params:
+def convex_along(
+    product: Callable[[Params], Params], price: Counts, dtype: jnp.dtype
+) -> Callable[[Params], tuple[Bool[Array, ""], Counts]]:
+    """`Model.is_convex_along` of a model given by products: one product looks."""
+
+    def look(vector: Params) -> tuple[Bool[Array, ""], Counts]:
+        image = product(vector)
+        size = jnp.sqrt(tree.vdot(vector, vector) * tree.vdot(image, image))
+        return tree.vdot(vector, image) >= -tree.eps(dtype) * size, price
+
+    return look
+
+
+def or_probe(at: Eval) -> Params:
     """The gradient; where it is exactly zero, a tiny vector without symmetry in its place."""
     zero = tree.max_abs(at.grad) == 0
     tiny = tree.eps(at.value.dtype)

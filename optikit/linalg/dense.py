@@ -88,6 +88,25 @@ def newton_step(
     return lax.cond(safe, lambda: solve(factor), unsafe)
 
 
+def scaled_newton(
+    matrix: Float[Array, "n n"], gradient: Float[Array, " n"]
+) -> tuple[Bool[Array, ""], Float[Array, " n"]]:
+    """Whether H is safely positive definite at a unit diagonal, and then -H^-1 g (else zero).
+
+    Cholesky factorisations do not mind the units of the parameters; the test for safety does not
+    either, at a unit diagonal.
+    """
+    n, eps = gradient.size, tree.eps(matrix.dtype)
+    diagonal = jnp.diagonal(matrix)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+    factor = jnp.linalg.cholesky(scale[:, None] * matrix * scale[None, :])
+    pivots = jnp.diagonal(factor)
+    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > n * eps)
+    factor = jnp.where(safe, factor, jnp.eye(n, dtype=matrix.dtype))
+    step = -scale * jax.scipy.linalg.cho_solve((factor, True), scale * gradient)
+    return safe, jnp.where(safe, step, 0)
+
+
 def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> tuple[Array, Array]:
     finite = jnp.isfinite(matrix)
     values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))

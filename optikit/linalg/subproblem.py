@@ -5,14 +5,13 @@ directions for any radius, so that a trust region which shrinks pays only for th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from optikit.calculus import Eval, Oracle
-from optikit.calculus.oracle import CurvatureKind
-from optikit.core import Counts, Key, Params, Scalar
+from optikit.core import Counts, Params, Scalar
 
 
 class Direction(NamedTuple):
@@ -26,6 +25,9 @@ class Direction(NamedTuple):
       convex: no negative curvature was met in the model; otherwise it has no minimum.
       scale: the size of the curvature met, |H p| / |p|; 0 if it was not looked at.
       counts: what proposing it cost.
+      bottom: the decrease down to the minimum of a convex model, where it is known to be more than
+        that of the step; else a static None.
+      length: |s| in the norm in which the radius is meant; a static None for the Euclidean one.
     """
 
     step: Params
@@ -35,6 +37,8 @@ class Direction(NamedTuple):
     convex: Bool[Array, ""]
     scale: Scalar
     counts: Counts
+    bottom: Scalar | None = None
+    length: Scalar | None = None
 
     @property
     def predicted(self) -> Scalar:
@@ -44,7 +48,8 @@ class Direction(NamedTuple):
     @property
     def promised(self) -> Scalar:
         """The decrease down to the model's minimum: infinite where it has none."""
-        return jnp.where(self.convex, self.predicted, jnp.inf)
+        bottom = self.predicted if self.bottom is None else self.bottom
+        return jnp.where(self.convex, bottom, jnp.inf)
 
 
 class Inner(NamedTuple):
@@ -68,23 +73,28 @@ class Model(NamedTuple):
       counts: of preparing it.
       is_convex_along: vector -> whether <v, H v> >= 0 to rounding, and what looking cost; None for
         a model that has seen all of its curvature.
+      memory: for the next step's `prepare`, of a Subproblem that keeps one.
     """
 
     propose: Callable[[Scalar, Inner], Direction]
     counts: Counts
     is_convex_along: Callable[[Params], tuple[Bool[Array, ""], Counts]] | None = None
+    memory: Any = ()
 
 
 class Subproblem(NamedTuple):
     """A way to minimise models.
 
     Attributes:
-      prepare: (oracle, at, curvature kind, key) -> Model.
+      prepare: (oracle, at, curvature kind, key) -> Model; with a memory as the fifth argument if
+        there is an `init`.
       evaluate: how the loop should evaluate a point for it, if not by value and gradient.
+      init: the memory before the first step, of a Subproblem that keeps one from step to step.
     """
 
-    prepare: Callable[[Oracle, Eval, CurvatureKind, Key], Model]
+    prepare: Callable[..., Model]
     evaluate: Callable[[Oracle, Params], tuple[Eval, Counts]] | None = None
+    init: Callable[[Eval], Any] | None = None
 
 
 def unlimited(like: Scalar) -> Scalar:

@@ -12,6 +12,8 @@ import optax
 from optikit.core import memoized
 from optikit.optimizers.bfgs import bfgs
 from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
+from optikit.optimizers.cubic import cubic
+from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.gradient_descent import gradient_descent
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
@@ -23,8 +25,10 @@ from optikit.optimizers.second_order import (
     newton,
     newton_cg,
     second_order,
+    trust_region_exact,
     trust_region_newton,
 )
+from optikit.optimizers.sr1 import sr1
 
 
 @memoized
@@ -38,6 +42,8 @@ def adam(
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": adam,
     "bfgs": bfgs,
+    "cubic": cubic,
+    "dogleg": dogleg,
     "gauss-newton": gauss_newton,
     "gradient-descent": gradient_descent,
     "lbfgs": lbfgs,
@@ -45,7 +51,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "newton": newton,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
+    "sr1": sr1,
     "trust-region": trust_region_newton,
+    "trust-region-exact": trust_region_exact,
 }
 
 DEFAULT_LEARNING_RATE = 1e-3
@@ -114,6 +122,8 @@ __all__ = [
     "as_optax",
     "bfgs",
     "bounded_levenberg_marquardt",
+    "cubic",
+    "dogleg",
     "from_optax",
     "gauss_newton",
     "gradient_descent",
@@ -125,5 +135,7 @@ __all__ = [
     "nonlinear_cg",
     "optax_names",
     "second_order",
+    "sr1",
+    "trust_region_exact",
     "trust_region_newton",
 ]

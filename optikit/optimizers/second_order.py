@@ -4,7 +4,7 @@ curvature x solve x globalize: which matrix, how its quadratic model is minimise
 is trusted. The names are assembled here; each part stands in its own room.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -12,7 +12,18 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, tree
 from optikit.globalize import Globalize, Search, backtracking, trust_region
-from optikit.linalg import Inner, Model, Subproblem, cholesky, conjugate_gradients, qr
+from optikit.linalg import (
+    Inner,
+    Model,
+    Subproblem,
+    cholesky,
+    conjugate_gradients,
+    exact,
+    krylov,
+    modified_cholesky,
+    qr,
+)
+from optikit.linalg.precondition import Precondition
 from optikit.optimizers.protocol import Optimizer, info_from_search, value_and_grad
 
 LOOSEST, TIGHTEST = 0.5, 1e-6
@@ -25,6 +36,7 @@ class SecondOrderState(NamedTuple):
     globalize: Any
     inner: Inner  # how accurately the inner solver is to work
     gradient_norm: Scalar  # where the last step began
+    memory: Any = ()  # of the inner solver
 
 
 @memoized
@@ -61,19 +73,21 @@ def second_order(
             globalize.init(at),
             Inner(jnp.full((), LOOSEST, dtype), jnp.zeros((), dtype)),
             tree.norm(at.grad).astype(dtype),
+            () if solve.init is None else solve.init(at),
         )
 
     def step(oracle: Oracle, at: Eval, state: SecondOrderState, key: Key):
         size = tree.norm(at.grad).astype(at.value.dtype)
         inner = state.inner._replace(forcing=forcing(size, state))
-        model = solve.prepare(oracle, at, curvature, key)
+        memory = () if solve.init is None else (state.memory,)
+        model = solve.prepare(oracle, at, curvature, key, *memory)
         search = globalize.search(
             oracle, at, lambda radius: model.propose(radius, inner), state.globalize
         )
         search = search._replace(counts=tally(model.counts, search.counts))
         if search.next is not None:
             search = looked_ahead(search, search.next, model, size)
-        new = SecondOrderState(search.state, inner._replace(scale=search.scale), size)
+        new = SecondOrderState(search.state, inner._replace(scale=search.scale), size, model.memory)
         return search.params, search.next, new, info_from_search(search)
 
     evaluate = solve.evaluate or value_and_grad
@@ -106,48 +120,108 @@ def forcing(size: Scalar, state: SecondOrderState) -> Scalar:
 
 
 @memoized
-def newton(*, max_trials: int = 40) -> Optimizer:
+def newton(
+    *, modify: Literal["eigenvalue", "cholesky"] = "eigenvalue", max_trials: int = 40
+) -> Optimizer:
     """Dense Newton with backtracking, safe on indefinite and singular Hessians.
 
-    Positive definite Hessians are factorised by Cholesky; otherwise the step uses |H| and leaves
-    saddles along the most negative curvature. Per step: one hessian, n^3/3 flops, one grad a trial.
+    Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
+    grad a trial.
+
+    Args:
+      modify: what becomes of others: "eigenvalue" uses |H| (9 n^3 flops) and leaves saddles along
+        the most negative curvature; "cholesky" adds a multiple of the identity (n^3/3 flops a try)
+        and leaves them along a direction found by inverse iteration.
+      max_trials: trials per line search.
+
+    Raises:
+      ValueError: an unknown modification.
     """
+    if modify not in ("eigenvalue", "cholesky"):
+        msg = f"modify must be 'eigenvalue' or 'cholesky'; got {modify!r}."
+        raise ValueError(msg)
     return second_order(
         curvature="hessian",
-        solve=cholesky(),
+        solve=modified_cholesky() if modify == "cholesky" else cholesky(),
         globalize=backtracking(max_trials=max_trials),
         name="newton",
     )
 
 
 @memoized
-def newton_cg(*, max_iters: int | None = None, max_trials: int = 40) -> Optimizer:
+def newton_cg(
+    *,
+    max_iters: int | None = None,
+    max_trials: int = 40,
+    precondition: Precondition = "none",
+) -> Optimizer:
     """Truncated Newton by conjugate gradients with backtracking; follows negative curvature.
 
     Per step: one grad to linearise, one hvp per inner iteration (at most `max_iters`; by default
     twice the number of parameters, at most 500), one grad a trial. Memory: a few parameter vectors.
+
+    Args:
+      precondition: "none", "diagonal" or "nystrom"; see `optikit.linalg.conjugate_gradients`.
     """
     return second_order(
         curvature="hessian",
-        solve=conjugate_gradients(max_iters=max_iters),
+        solve=conjugate_gradients(max_iters=max_iters, precondition=precondition),
         globalize=backtracking(max_trials=max_trials),
         name="newton-cg",
     )
 
 
 @memoized
-def trust_region_newton(*, radius: float | None = None, max_iters: int | None = None) -> Optimizer:
-    """Steihaug's trust region with the true Hessian; follows negative curvature to the boundary.
+def trust_region_newton(
+    *,
+    radius: float | None = None,
+    max_iters: int | None = None,
+    subproblem: Literal["steihaug", "gltr"] = "steihaug",
+    precondition: Precondition = "none",
+) -> Optimizer:
+    """A trust region with the true Hessian by products; follows negative curvature to the boundary.
 
     Args:
       radius: the first radius; by default max(1, |params|).
-      max_iters: inner iterations per proposal, as for `newton_cg`.
+      max_iters: inner iterations per proposal, each one hvp, as for `newton_cg`.
+      subproblem: "steihaug", conjugate gradients up to the boundary (a few vectors of memory); or
+        "gltr", Lanczos beyond it to the minimiser over the Krylov space (a vector per iteration).
+      precondition: of Steihaug's iterations: "none", "diagonal" or "nystrom"; see
+        `optikit.linalg.conjugate_gradients`.
+
+    Raises:
+      ValueError: an unknown subproblem, or a preconditioner for "gltr".
+    """
+    if subproblem not in ("steihaug", "gltr"):
+        msg = f"subproblem must be 'steihaug' or 'gltr'; got {subproblem!r}."
+        raise ValueError(msg)
+    if subproblem == "gltr" and precondition != "none":
+        msg = f"precondition={precondition!r} is for subproblem='steihaug'; got 'gltr'."
+        raise ValueError(msg)
+    steihaug = conjugate_gradients(max_iters=max_iters, precondition=precondition)
+    return second_order(
+        curvature="hessian",
+        solve=krylov(max_iters=max_iters) if subproblem == "gltr" else steihaug,
+        globalize=trust_region(radius=radius),
+        name="trust-region",
+    )
+
+
+@memoized
+def trust_region_exact(*, radius: float | None = None, max_trials: int = 60) -> Optimizer:
+    """A trust region whose dense subproblem is solved exactly, the hard case included.
+
+    Per step: one hessian, 9 n^3 flops for its eigendecomposition, one grad a trial.
+
+    Args:
+      radius: the first radius; by default max(1, |params|).
+      max_trials: trials per step.
     """
     return second_order(
         curvature="hessian",
-        solve=conjugate_gradients(max_iters=max_iters),
-        globalize=trust_region(radius=radius),
-        name="trust-region",
+        solve=exact(),
+        globalize=trust_region(radius=radius, max_trials=max_trials),
+        name="trust-region-exact",
     )
 
 

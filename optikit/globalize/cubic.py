@@ -1,0 +1,131 @@
+"""Adaptive cubic regularisation: the weight sigma of |s|^3 / 3 takes the place of a trust radius.
+
+Steps minimise <g, s> + <s, H s> / 2 + sigma |s|^3 / 3. Rejected trials raise sigma and propose
+again from the same model; very good ones lower it. How far is read off the trial itself: the sigma
+with which the cubic model would have been exact there, kept within safe factors. NaN trials are
+rejected.
+
+References: Cartis, Gould & Toint (2011), "Adaptive cubic regularisation methods for unconstrained
+optimization", part I, Algorithm 2.1; Gould, Porcelli & Toint (2012) for the update by
+interpolation.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from optikit.calculus import Eval, Oracle
+from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
+from optikit.globalize.search import Globalize, Propose, Search, Trials, verdict
+
+
+class _Run(NamedTuple):
+    sigma: Scalar
+    trial: Eval
+    step_norm: Scalar
+    promised: Scalar
+    scale: Scalar
+    accepted: Bool[Array, ""]
+    seen_finite: Bool[Array, ""]
+    trials: Int[Array, ""]
+    counts: Counts
+
+
+@memoized
+def cubic_regularization(
+    *,
+    sigma: float | None = None,
+    accept: float = 1e-4,
+    raise_below: float = 0.1,
+    lower_above: float = 0.75,
+    max_trials: int = 60,
+) -> Globalize:
+    """Accept s if f(x) - f(x + s) >= accept * (decrease of the cubic model); else raise sigma.
+
+    For a Subproblem that takes sigma in place of a radius, as `exact(region="cubic")` does.
+
+    Args:
+      sigma: the first weight; by default one that lets the gradient alone go max(1, |params|) far.
+      accept: least ratio of actual to predicted decrease.
+      raise_below, lower_above: ratios below which sigma is raised, 2 to 10 times, and above which
+        it is lowered, 2 to 10 times.
+      max_trials: trials before the step is given up.
+
+    Returns: a Globalize costing one grad per trial besides the proposals; the accepted point is
+    already evaluated.
+    """
+    evaluate = Trials(gradients=True)
+
+    def init(at: Eval) -> Scalar:
+        dtype = at.value.dtype
+        if sigma is not None:
+            return jnp.full((), sigma, dtype)
+        length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
+        # the value's own size stands in for the third derivative where the gradient vanishes
+        size = jnp.maximum(tree.norm(at.grad).astype(dtype), 0.01 * jnp.abs(at.value) / length)
+        return jnp.where(size > 0, size / length**2, 1)
+
+    def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
+        dtype = at.value.dtype
+        smallest = tree.eps(dtype) * jnp.maximum(tree.norm(at.params).astype(dtype), 1e-3)
+        least = float(jnp.finfo(dtype).tiny)
+
+        def running(c: _Run) -> Array:
+            return ~c.accepted & (c.trials < max_trials) & (c.step_norm > smallest)
+
+        def body(c: _Run) -> _Run:
+            direction = propose(c.sigma)
+            size = tree.norm(direction.step).astype(dtype)
+            extra = c.sigma * size * size * size / 3
+            trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
+            seen = verdict(
+                at, trial, direction.predicted - extra, accept=accept, shrink_below=raise_below,
+                grow_above=lower_above,
+            )  # fmt: skip
+            # f(x + s) - f(x) = <g, s> + <s, H s> / 2 + fitted * extra
+            fitted = (trial.value - at.value + direction.predicted) / jnp.where(extra > 0, extra, 1)
+            usable = jnp.isfinite(fitted) & (extra > 0)
+            higher = jnp.clip(jnp.where(usable, fitted, 10), 2, 10)
+            lower = jnp.clip(jnp.where(usable, fitted, 0.5), 0.1, 0.5)
+            trusted = seen.good & ~seen.in_noise
+            factor = jnp.where(seen.poor, higher, jnp.where(trusted, lower, 1))
+            return _Run(
+                sigma=jnp.maximum(factor * c.sigma, least),
+                trial=trial,
+                step_norm=size,
+                promised=jnp.where(c.trials == 0, direction.promised, c.promised),
+                scale=direction.scale,
+                accepted=seen.accepted,
+                seen_finite=c.seen_finite | seen.finite,
+                trials=c.trials + 1,
+                counts=tally(c.counts, direction.counts, evaluate.price),
+            )
+
+        no, zero = jnp.asarray(False), jnp.zeros((), dtype)
+        run = lax.while_loop(
+            running,
+            body,
+            _Run(
+                state, at, jnp.full((), jnp.inf, dtype), zero, zero, no, no,
+                jnp.asarray(0, jnp.int32), times(0, Counts()),
+            ),
+        )  # fmt: skip
+        end = tree.where(run.accepted, run.trial, at)
+        failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
+        return Search(
+            params=end.params,
+            next=end,
+            step_size=run.sigma,
+            step_norm=jnp.where(run.accepted, run.step_norm, 0),
+            full_norm=jnp.full((), jnp.inf, dtype),  # the cubic term shortens every step
+            promised=run.promised,
+            scale=run.scale,
+            accepted=run.accepted,
+            state=run.sigma,
+            counts=run.counts,
+            status=jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32),
+        )
+
+    return Globalize(init, search)
