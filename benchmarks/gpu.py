@@ -19,6 +19,7 @@ NO_GPU = 2
 
 def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]]]:
     """What runs, in order of importance."""
+    import batch
     import jax.numpy as jnp
     import overhead
     from quickstart import quickstart
@@ -31,6 +32,10 @@ def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]
         ("Hessians, float64", functools.partial(overhead.hessian_costs, jnp.float64)),
         ("quickstart, float64", functools.partial(quickstart, "float64", deadline)),
         ("quickstart, float32", functools.partial(quickstart, "float32", deadline)),
+        ("1e5 fits, float64", functools.partial(batch.device_part, jnp.float64, 10**5)),
+        ("1e5 fits, float32", functools.partial(batch.device_part, jnp.float32, 10**5)),
+        ("1e6 fits, float64", functools.partial(batch.device_part, jnp.float64, 10**6)),
+        ("1e6 fits, float32", functools.partial(batch.device_part, jnp.float32, 10**6)),
     ]
 
 

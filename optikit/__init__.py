@@ -40,10 +40,14 @@ if TYPE_CHECKING:
     from optikit.optimizers import second_order as second_order
     from optikit.problems import Problem as Problem
     from optikit.solve import Budget as Budget
+    from optikit.solve import MultiStart as MultiStart
     from optikit.solve import Solution as Solution
     from optikit.solve import fit as fit
     from optikit.solve import least_squares as least_squares
+    from optikit.solve import least_squares_many as least_squares_many
     from optikit.solve import minimize as minimize
+    from optikit.solve import minimize_many as minimize_many
+    from optikit.solve import multi_start as multi_start
 
 __version__ = "0.1.0"
 
@@ -53,6 +57,7 @@ _HOME = {
     "Counts": "optikit.core",
     "Experiment": "optikit.bench",
     "LinearOperator": "optikit.core",
+    "MultiStart": "optikit.solve",
     "Objective": "optikit.calculus",
     "Optimizer": "optikit.optimizers",
     "ParameterCovariance": "optikit.analyze",
@@ -74,8 +79,11 @@ _HOME = {
     "hvp": "optikit.calculus",
     "jacobian": "optikit.calculus",
     "least_squares": "optikit.solve",
+    "least_squares_many": "optikit.solve",
     "losses": "optikit",
     "minimize": "optikit.solve",
+    "minimize_many": "optikit.solve",
+    "multi_start": "optikit.solve",
     "optimizers": "optikit",
     "parameter_covariance": "optikit.analyze",
     "per_example_grads": "optikit.calculus",
@@ -90,6 +98,7 @@ __all__ = [
     "Counts",
     "Experiment",
     "LinearOperator",
+    "MultiStart",
     "Objective",
     "Optimizer",
     "ParameterCovariance",
@@ -111,8 +120,11 @@ __all__ = [
     "hvp",
     "jacobian",
     "least_squares",
+    "least_squares_many",
     "losses",
     "minimize",
+    "minimize_many",
+    "multi_start",
     "optimizers",
     "parameter_covariance",
     "per_example_grads",

@@ -1,0 +1,241 @@
+"""Many problems at once: the same answers as one by one, at the price of their work."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optikit as ok
+from optikit import Status
+from optikit.linalg.small import solve_upper, solve_upper_transposed, triangularize
+from optikit.solve import pool
+
+
+def decay(p, t, y):
+    return p["a"] * jnp.exp(-p["b"] * t) - y
+
+
+def fits(size, seed=0):
+    """Fits from starts near and far, the first of them NaN from the start."""
+    rng = np.random.default_rng(seed)
+    t = np.tile(np.linspace(0, 3, 25), (size, 1))
+    a, b = rng.uniform(1, 4, (size, 1)), rng.uniform(0.3, 2, (size, 1))
+    y = a * np.exp(-b * t) + 0.01 * rng.normal(size=t.shape)
+    factor = np.exp(rng.uniform(-1.5, 1.5, (2, size)))
+    start = {"a": jnp.asarray(a[:, 0] * factor[0]), "b": jnp.asarray(b[:, 0] * factor[1])}
+    return start, (jnp.asarray(t), jnp.asarray(y).at[0, 0].set(jnp.nan))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 16 lanes and of 1, so that a small batch is refilled, cut and shrunk."""
+    monkeypatch.setattr(pool, "CPU_BLOCK", (16, 2**22))
+    monkeypatch.setattr(pool, "FEWEST_LANES", 1)
+    monkeypatch.setattr(pool, "STRAGGLING", 4)
+
+
+def pick(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def same_solution(together, alone, i, rtol):
+    one = pick(together, i)
+    assert int(one.status) == int(alone.status)
+    assert int(one.steps) == int(alone.steps)
+    assert jax.tree.map(int, one.counts) == jax.tree.map(int, alone.counts)
+    for found, expected in zip(
+        jax.tree.leaves((one.params, one.value, one.aux)),
+        jax.tree.leaves((alone.params, alone.value, alone.aux)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-13)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_fits_together_are_the_fits_one_by_one():
+    start, args = fits(37)
+    together = ok.least_squares_many(decay, start, args)
+    assert together.method == "levenberg-marquardt"
+    assert jax.tree.structure(together.params) == jax.tree.structure(start)
+    assert together.status.shape == together.steps.shape == together.counts.value.shape == (37,)
+    assert int(together.status[0]) == Status.NOT_FINITE
+    assert bool(jnp.all(together.success[1:]))
+    assert len(np.unique(np.asarray(together.steps))) > 3  # they end at different times
+    for i in range(37):
+        alone = ok.least_squares(decay, pick(start, i), args=pick(args, i))
+        same_solution(together, alone, i, 1e-8)
+
+
+def bowl(x, centre):
+    value = jnp.sum(jnp.cosh(x - centre)) + jnp.sum((x - centre) ** 4)
+    return value, {"first": x[0] - centre[0]}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("method", ["newton", "optax.sgd"])  # the second is not monotone
+def test_any_method_serves_many(method):
+    rng = np.random.default_rng(1)
+    starts = jnp.asarray(rng.normal(size=(20, 3)), jnp.float32)
+    centres = jnp.asarray(rng.normal(size=(20, 3)), jnp.float32)
+    method = ok.optimizers.named(method, **({"learning_rate": 0.2} if "sgd" in method else {}))
+    options = {"method": method, "has_aux": True, "max_steps": 30}
+    together = ok.minimize_many(bowl, starts, (centres,), **options)
+    assert together.params.dtype == together.value.dtype == jnp.float32
+    for i in range(0, 20, 3):
+        alone = ok.minimize(bowl, starts[i], args=(centres[i],), **options)
+        one = pick(together, i)
+        assert int(one.status) == int(alone.status)
+        np.testing.assert_allclose(one.params, alone.params, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(one.aux["first"], alone.aux["first"], atol=1e-4)
+
+
+def test_a_budget_of_steps_is_kept_and_auto_chooses():
+    start, args = fits(5)
+    objective = ok.residuals(decay)
+    cut = ok.minimize_many(objective, start, args, max_steps=1)
+    assert cut.method == "levenberg-marquardt"
+    assert cut.reason
+    assert cut.steps.tolist() == [0, 1, 1, 1, 1]
+    assert cut.status.tolist() == [Status.NOT_FINITE] + [Status.MAX_STEPS] * 4
+    none = ok.minimize_many(objective, start, args, max_steps=0)
+    np.testing.assert_array_equal(none.params["a"], start["a"])
+
+
+def test_another_batch_of_the_same_bucket_traces_nothing():
+    traced = collections.Counter()
+
+    def counted(p, t, y):
+        traced["times"] += 1
+        return decay(p, t, y)
+
+    ok.least_squares_many(counted, *fits(13))
+    before = traced["times"]
+    assert before > 0
+    ok.least_squares_many(counted, *fits(13, seed=1), max_steps=50)
+    ok.least_squares_many(counted, *fits(9))
+    ok.least_squares_many(counted, *fits(16, seed=2))
+    assert traced["times"] == before
+
+
+def test_inside_a_jit_it_is_a_vmap():
+    start, args = fits(4)
+    outside = ok.least_squares_many(decay, start, args)
+    inside = jax.jit(lambda p, a: ok.least_squares_many(decay, p, a))(start, args)
+    assert inside.status.tolist() == outside.status.tolist()
+    assert inside.steps.tolist() == outside.steps.tolist()
+    np.testing.assert_allclose(inside.value[1:], outside.value[1:], rtol=1e-9)
+
+
+def sphere(x, shift=0.0):
+    return jnp.sum((x - shift) ** 2)
+
+
+WRONG = {
+    "disagree": (lambda: ok.minimize_many(sphere, {"w": jnp.ones((4, 2))}, (jnp.ones(3),)),
+                 ValueError, r"params\['w'\] holds 4 problems, args\[0\] holds 3"),
+    "no-axis": (lambda: ok.minimize_many(sphere, jnp.ones((4, 2)), (0.5,)),
+                ValueError, r"args\[0\] has no leading axis.*jnp.broadcast_to"),
+    "empty": (lambda: ok.minimize_many(sphere, jnp.ones((0, 2))), ValueError, "batch is empty"),
+    "integer": (lambda: ok.minimize_many(sphere, jnp.ones((4, 2), int)), TypeError,
+                "params is int64: parameters must be floating point"),
+    "vector": (lambda: ok.minimize_many(lambda x: x**2, jnp.ones((4, 2))), TypeError,
+               r"shape \(2,\): an objective must be a scalar"),
+    "budget": (lambda: ok.minimize_many(sphere, jnp.ones((4, 2)), max_steps=-1), ValueError,
+               "max_steps must not be negative"),
+    "not-squares": (
+        lambda: ok.least_squares_many(
+            ok.composite(lambda w, x: x @ w, ok.losses.logistic), jnp.ones((2, 2))),
+        TypeError, "least_squares_many needs a sum of squares"),
+    "method": (lambda: ok.minimize_many(sphere, jnp.ones((4, 2)), method="newtn"), ValueError,
+               "did you mean 'newton'"),
+    "sampler": (lambda: ok.multi_start(sphere, jax.random.normal), ValueError, "count=None"),
+    "no-starts": (lambda: ok.multi_start(sphere, jnp.ones((0, 2))), ValueError, "batch is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_a_wrong_call_raises_at_once(name):
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("shape", [(60, 4), (3, 1), (8, 6)])
+def test_small_systems_in_a_batch_are_lapacks(shape, dtype):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(5, *shape)).astype(dtype)
+    a[1] *= 1e-6
+    a[2, :, -1] += 1e3 * a[2, :, 0]  # nearly dependent columns
+    b = rng.normal(size=(5, shape[0])).astype(dtype)
+    uppers, rotated = jax.jit(jax.vmap(triangularize))(jnp.asarray(a), jnp.asarray(b))
+    solved = np.asarray(jax.vmap(solve_upper)(uppers, rotated), float)
+    turned = np.asarray(jax.vmap(solve_upper_transposed)(uppers, rotated), float)
+    eps = float(np.finfo(dtype).eps)
+    for i in range(5):
+        x, *_ = np.linalg.lstsq(a[i].astype(float), b[i].astype(float), rcond=None)
+        singular = np.linalg.svd(a[i].astype(float), compute_uv=False)
+        size, condition = singular[0], singular[0] / singular[-1]
+        residual = np.linalg.norm(a[i] @ x - b[i]) / size
+        bound = 100 * eps * condition * (np.linalg.norm(x) + condition * residual)
+        assert np.linalg.norm(solved[i] - x) <= bound
+        upper = np.asarray(uppers[i], float)
+        gram = a[i].astype(float).T @ a[i]
+        np.testing.assert_allclose(upper.T @ upper, gram, atol=50 * eps * np.abs(gram).max())
+        w = np.linalg.solve(upper.T, np.asarray(rotated[i], float))
+        assert np.linalg.norm(turned[i] - w) <= 100 * eps * condition * np.linalg.norm(w)
+
+
+def test_dependent_columns_stay_finite_in_a_batch():
+    a = jnp.stack([jnp.zeros((6, 3)), jnp.ones((6, 3))])
+    upper, rotated = jax.vmap(triangularize)(a, jnp.ones((2, 6)))
+    assert bool(jnp.all(jnp.isfinite(upper)))
+    assert bool(jnp.all(jnp.isfinite(rotated)))
+
+
+def two_wells(x, tilt):
+    return jnp.sum((x**2 - 1) ** 2) + tilt * jnp.sum(x)
+
+
+@functools.cache
+def searched():
+    sampler = functools.partial(jax.random.uniform, shape=(2,), minval=-2.0, maxval=2.0)
+    return ok.multi_start(two_wells, sampler, args=(0.2,), count=40, key=jax.random.key(3))
+
+
+def test_multi_start_finds_the_distinct_minima_in_order():
+    found = searched()
+    roots = np.roots([4, 0, -4, 0.2])  # of the derivative along each coordinate
+    low, high = float(roots.real.min()), float(roots.real.max())
+    minima = [m for m in found.minima if m.certificate.kind == "minimum"]
+    expected = [(low, low), (low, high), (low, high), (high, high)]
+    assert len(minima) == 4
+    for minimum, corner in zip(minima, expected, strict=True):
+        np.testing.assert_allclose(np.sort(minimum.params), corner, atol=1e-6)
+    values = [m.value for m in found.minima]
+    assert values == sorted(values)
+    assert found.best is found.minima[0]
+
+
+def test_multi_start_accounts_for_every_start():
+    found = searched()
+    led = [i for m in found.minima for i in m.starts]
+    assert len(led) == len(set(led))
+    assert len(led) + sum(found.failures.values()) == 40
+    for minimum in found.minima:
+        ends = np.asarray(found.solutions.params)[list(minimum.starts)]
+        assert np.max(np.abs(ends - np.asarray(minimum.params))) < 1e-3
+    text = str(found)
+    assert "distinct from 40 starts by" in text
+    assert "minimum" in text
+
+
+def test_multi_start_reports_failures():
+    found = ok.multi_start(lambda x: -jnp.sum(jnp.exp(x)), jnp.ones((3, 2)), max_steps=20)
+    assert found.minima == ()
+    assert sum(found.failures.values()) == 3
+    assert "failed: 3" in str(found)
+    with pytest.raises(ValueError, match="no start led to a minimum"):
+        found.best  # noqa: B018
