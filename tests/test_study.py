@@ -87,7 +87,7 @@ MISTAKES = {
              "2:48: problems.a.data: unknown data 'brest_cancer': did you mean 'breast_cancer'?"),
     "choice": ("name: x\nproblems: {a: {use: quadratic}}\n"
                "optimizers: {b: {use: gradient-descent, line_search: wolff}}",
-               "must be one of 'backtracking', 'wolfe' (got 'wolff')"),
+               "must be one of 'backtracking', 'wolfe', 'hager-zhang' (got 'wolff')"),
     "restricted to nothing": ("name: x\nproblems: {a: {use: quadratic}}\n"
                               "optimizers: {b: {use: newton, problems: [c]}}", "no problem 'c'"),
     "negative": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
