@@ -17,7 +17,7 @@ DENSE_STRUCTURED = 2000
 """Parameters up to which a linear model's Hessian, at one Gram product, is worth having."""
 
 DENSE_JACOBIAN = 1000
-"""Parameters up to which a dense least-squares step is worth its 2 m n^2 flops."""
+"""Parameters, or residuals if fewer, up to which a dense least-squares step is worth its flops."""
 
 
 def choose(objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
@@ -35,8 +35,13 @@ def _choose(objective: Objective, structure, shapes: tuple) -> tuple[str, str]:
     blank = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     params, args = jax.tree.unflatten(structure, blank)
     n = tree.size(params)
-    if objective.kind == "residuals" and residual_vector(objective) and n <= DENSE_JACOBIAN:
-        return "levenberg-marquardt", f"residuals of {n} parameters: a dense Jacobian is cheap"
+    if objective.kind == "residuals" and (vector := residual_vector(objective)) is not None:
+        m = jax.eval_shape(lambda p, a: vector(p, *a), params, args).size
+        if min(m, n) <= DENSE_JACOBIAN:
+            return (
+                "levenberg-marquardt",
+                f"{m} residuals of {n} parameters: a dense Jacobian is cheap",
+            )
     if objective.kind == "composite" and n <= DENSE_STRUCTURED:
         inputs = split_data(objective, args)[0]
         if _is_affine(objective, params, inputs):
