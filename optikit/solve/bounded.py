@@ -1,26 +1,20 @@
-"""Solves in a box: which methods of `minimize` take bounds, and the compiled run of any."""
+"""Solves in a box: which methods of `minimize` take bounds."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from optikit.calculus import Objective, bind
-from optikit.calculus.closures import opened
-from optikit.calculus.validate import as_args, as_params, check_scalar
-from optikit.core import Box, Key, Params, Status, as_box, start_inside, tree
-from optikit.core.compiled import jit
+from optikit.calculus import Objective
+from optikit.calculus.validate import as_args, as_params
+from optikit.core import Box, Key, Params, as_box, start_inside, tree
 from optikit.linalg import conjugate_gradients
 from optikit.optimizers import Optimizer
 from optikit.optimizers.bounded import projected_newton
 from optikit.optimizers.bounded_lbfgs import projected_lbfgs
 from optikit.solve.choose import DENSE_BLACK_BOX, choose
-from optikit.solve.implicit import differentiable
-from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
-from optikit.solve.resume import SolveState, check_state, resumed, suspended
-from optikit.solve.solution import Solution, default_tolerance
+from optikit.solve.drive import drive
+from optikit.solve.loop import Criterion, gradient_criterion
+from optikit.solve.resume import SolveState
+from optikit.solve.solution import Solution
 
 
 def _newton(box: Box) -> Optimizer:
@@ -83,21 +77,10 @@ def solve_in_box(
     params, args = as_params(params), as_args(args)
     box = as_box(bounds, params)
     params = start_inside(box, params)
-    if isinstance(max_steps, int) and max_steps < 0:
-        msg = f"max_steps must not be negative; got {max_steps}."
-        raise ValueError(msg)
     if state is not None:
-        check_state(state, factory(box), params)
         start_inside(box, state.params)
-    run = functools.partial(
-        _run,
-        factory=factory,
-        criterion=criterion,
-        trace_rows=int(max_steps) + 1 if trace else 0,
-        reason=reason,
-    )
-    return differentiable(
-        run, objective, params, args, box=box, tol=tol, max_steps=max_steps, key=key, state=state
+    return drive(
+        factory, objective, params, args, tol, max_steps, trace, key, criterion, state, reason, box
     )
 
 
@@ -118,42 +101,3 @@ def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tu
         )
         raise ValueError(msg)
     return name, ""
-
-
-@functools.partial(
-    jit,
-    static_argnums=0,
-    static_argnames=("factory", "criterion", "trace_rows", "reason"),
-    unweighed=("state",),
-)
-def _run(
-    objective, params, args, captured, *, box, tol, max_steps, key, state,
-    factory, criterion, trace_rows, reason,
-) -> Solution:  # fmt: skip
-    objective = opened(objective, captured)
-    value = check_scalar(objective, params, args)  # while tracing: once per compilation
-    tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
-    key = jax.random.key(0) if key is None else key
-    oracle, optimizer = bind(objective, args), factory(box)
-    if state is None:
-        progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
-    else:
-        progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
-    progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
-    remainder = suspended(progress, tol, optimizer)
-    at, progress = finished(progress, optimizer, oracle)
-    ended = progress.status != Status.RUNNING.value
-    return Solution(
-        params=at.params,
-        value=at.value,
-        aux=at.aux,
-        grad=at.grad,
-        grad_norm=optimizer.measure(at),
-        status=jnp.where(ended, progress.status, Status.MAX_STEPS.value).astype(jnp.int32),
-        steps=progress.steps,
-        counts=progress.counts,
-        trace=progress.trace,
-        method=optimizer.name,
-        reason=reason,
-        remainder=remainder,
-    )

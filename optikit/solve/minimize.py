@@ -1,26 +1,21 @@
 """`minimize`: a smooth function of any pytree, by any method, in one compiled program."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from optikit.calculus import Objective, bind
-from optikit.calculus.closures import opened
-from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
-from optikit.core import Key, Params, Status, tree
-from optikit.core.compiled import jit
+from optikit.calculus import Objective
+from optikit.calculus.validate import as_args, as_objective, as_params
+from optikit.core import Key, Params
 from optikit.optimizers import Optimizer, from_optax, named
 from optikit.solve.bounded import minimize_in_box
 from optikit.solve.choose import choose
-from optikit.solve.implicit import differentiable
-from optikit.solve.loop import Criterion, advance, begin, finished, gradient_criterion
-from optikit.solve.resume import SolveState, check_state, resumed, suspended
-from optikit.solve.solution import Solution, default_tolerance
+from optikit.solve.drive import drive
+from optikit.solve.loop import Criterion, gradient_criterion
+from optikit.solve.resume import SolveState
+from optikit.solve.solution import Solution
 
 Method = str | Optimizer | optax.GradientTransformation
 
@@ -112,62 +107,11 @@ def solve(
     criterion: Criterion,
     state: SolveState | None = None,
 ) -> Solution:
-    """The common body of the deterministic drivers: check, choose, compile, run."""
+    """Choose the method, and run it."""
     params, args = as_params(params), as_args(args)
     optimizer, reason = as_optimizer(method, objective, params, args)
-    if isinstance(max_steps, int) and max_steps < 0:
-        msg = f"max_steps must not be negative; got {max_steps}."
-        raise ValueError(msg)
-    if state is not None:
-        check_state(state, optimizer, params)
-    run = functools.partial(
-        _run,
-        optimizer=optimizer,
-        criterion=criterion,
-        trace_rows=int(max_steps) + 1 if trace else 0,
-        reason=reason,
-    )
-    return differentiable(
-        run, objective, params, args, tol=tol, max_steps=max_steps, key=key, state=state
-    )
-
-
-@functools.partial(
-    jit,
-    static_argnums=0,
-    static_argnames=("optimizer", "criterion", "trace_rows", "reason"),
-    unweighed=("state",),
-)
-def _run(
-    objective, params, args, captured, *, tol, max_steps, key, state,
-    optimizer, criterion, trace_rows, reason,
-) -> Solution:  # fmt: skip
-    objective = opened(objective, captured)
-    value = check_scalar(objective, params, args)  # while tracing: once per compilation
-    tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
-    key = jax.random.key(0) if key is None else key
-    oracle = bind(objective, args)
-    if state is None:
-        progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
-    else:
-        progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
-    progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
-    remainder = suspended(progress, tol, optimizer)
-    at, progress = finished(progress, optimizer, oracle)
-    ended = progress.status != Status.RUNNING.value
-    return Solution(
-        params=at.params,
-        value=at.value,
-        aux=at.aux,
-        grad=at.grad,
-        grad_norm=tree.max_abs(at.grad).astype(at.value.dtype),
-        status=jnp.where(ended, progress.status, Status.MAX_STEPS.value).astype(jnp.int32),
-        steps=progress.steps,
-        counts=progress.counts,
-        trace=progress.trace,
-        method=optimizer.name,
-        reason=reason,
-        remainder=remainder,
+    return drive(
+        optimizer, objective, params, args, tol, max_steps, trace, key, criterion, state, reason
     )
 
 

@@ -1,0 +1,103 @@
+"""The common body of the deterministic drivers: check, compile, run, with a derivative."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from optikit.calculus import Objective, bind
+from optikit.calculus.closures import opened
+from optikit.calculus.validate import check_scalar
+from optikit.core import Box, Key, Params, Status
+from optikit.core.compiled import jit
+from optikit.optimizers import Optimizer
+from optikit.solve.implicit import differentiable
+from optikit.solve.loop import Criterion, advance, begin, finished
+from optikit.solve.resume import SolveState, check_state, resumed, suspended
+from optikit.solve.solution import Solution, default_tolerance
+
+
+def drive(
+    method: Optimizer | Callable[[Box], Optimizer],
+    objective: Objective,
+    params: Params,
+    args: tuple,
+    tol: float | None,
+    max_steps: int,
+    trace: bool,
+    key: Key | None,
+    criterion: Criterion,
+    state: SolveState | None,
+    reason: str,
+    box: Box | None = None,
+) -> Solution:
+    """A solve whose parameters, arguments and start have been checked.
+
+    Args:
+      method: an Optimizer; with a box, what makes one of it, so that other bounds do not compile.
+
+    Raises:
+      ValueError: a negative budget, a state of another solve.
+    """
+    if isinstance(max_steps, int) and max_steps < 0:
+        msg = f"max_steps must not be negative; got {max_steps}."
+        raise ValueError(msg)
+    if state is not None:
+        check_state(state, _in_box(method, box), params)
+    run = functools.partial(
+        _run,
+        method=method,
+        criterion=criterion,
+        trace_rows=int(max_steps) + 1 if trace else 0,
+        reason=reason,
+    )
+    return differentiable(
+        run, objective, params, args, box=box, tol=tol, max_steps=max_steps, key=key, state=state
+    )
+
+
+@functools.partial(
+    jit,
+    static_argnums=0,
+    static_argnames=("method", "criterion", "trace_rows", "reason"),
+    unweighed=("state",),
+)
+def _run(
+    objective, params, args, captured, *, tol, max_steps, key, state, box=None,
+    method, criterion, trace_rows, reason,
+) -> Solution:  # fmt: skip
+    objective = opened(objective, captured)
+    value = check_scalar(objective, params, args)  # while tracing: once per compilation
+    tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
+    key = jax.random.key(0) if key is None else key
+    oracle, optimizer = bind(objective, args), _in_box(method, box)
+    if state is None:
+        progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
+    else:
+        progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
+    progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
+    remainder = suspended(progress, tol, optimizer)
+    at, progress = finished(progress, optimizer, oracle)
+    ended = progress.status != Status.RUNNING.value
+    return Solution(
+        params=at.params,
+        value=at.value,
+        aux=at.aux,
+        grad=at.grad,
+        grad_norm=optimizer.measure(at),
+        status=jnp.where(ended, progress.status, Status.MAX_STEPS.value).astype(jnp.int32),
+        steps=progress.steps,
+        counts=progress.counts,
+        trace=progress.trace,
+        method=optimizer.name,
+        reason=reason,
+        remainder=remainder,
+    )
+
+
+def _in_box(method: Optimizer | Callable[[Box], Optimizer], box: Box | None) -> Optimizer:
+    if isinstance(method, Optimizer):
+        return method
+    assert box is not None
+    return method(box)
