@@ -54,7 +54,7 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
         new = tree.where(again, init(at), _updated(state, s, y, search.accepted))
         return search.params, search.next, new, info_from_search(search)
 
-    return Optimizer(init, step, monotone=True, name="bfgs")
+    return Optimizer(init, step, monotone=True, learns=True, name="bfgs")
 
 
 def _updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> BfgsState:

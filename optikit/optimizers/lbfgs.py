@@ -85,7 +85,7 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
         )
         return search.params, search.next, new, info_from_search(search)
 
-    return Optimizer(init, step, monotone=True, name="lbfgs")
+    return Optimizer(init, step, monotone=True, learns=True, name="lbfgs")
 
 
 def _inverse_product(state: LbfgsState, g: Array) -> Array:

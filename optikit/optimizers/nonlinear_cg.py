@@ -118,7 +118,7 @@ def nonlinear_cg(
         search = forgiven(search._replace(promised=promised), state.since == 0)[0]
         return search.params, search.next, new, info_from_search(search)
 
-    return Optimizer(init, step, monotone=True, name="nonlinear-cg")
+    return Optimizer(init, step, monotone=True, learns=True, name="nonlinear-cg")
 
 
 def _products(g: Array, y: Array, d: Array, old: Array) -> _Products:

@@ -121,7 +121,7 @@ def sr1(
         )
         return end.params, end, run.model, info
 
-    return Optimizer(init, step, monotone=True, name="sr1")
+    return Optimizer(init, step, monotone=True, learns=True, name="sr1")
 
 
 def _updated(model: Sr1State, s: Array, y: Array, finite: Bool[Array, ""], skip: float) -> Sr1State:

@@ -4,6 +4,7 @@
 of steps is reached, so one executable serves every chunk of a run.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,7 +107,12 @@ def one_step(
     unchanged = (at.value == p.at.value) & (largest == p.largest)
     still = jnp.where(unchanged, p.still + 1, 0)
     stalled = still >= optimizer.patience
-    status = _judge(p, at, info, largest, usable, stalled, criterion(at, info, largest, p, tol))
+    converged = criterion(at, info, largest, p, tol)
+    if optimizer.learns:
+        converged = lax.cond(
+            converged, functools.partial(first_order_small, at, tol), lambda: converged
+        )
+    status = _judge(p, at, info, largest, usable, stalled, converged)
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
@@ -152,7 +158,8 @@ def gradient_criterion(
     """max|g| <= tol max(1, max|g0|), and no relative decrease beyond tol is in sight.
 
     What is in sight is what the method's curvature model promised at the last step, scaled down as
-    the gradient has shrunk since; for a method without a model, the first-order change of the
+    the gradient has shrunk since if the whole step was taken (a step that was cut short leaves the
+    flat directions as they were); for a method without a model, the first-order change of the
     objective over a relative unit of each parameter, max |g_i| max(|x_i|, 1) (Dennis & Schnabel
     1983, section 7.2). The second test keeps an enormous first gradient from making a far point
     look solved.
@@ -161,16 +168,20 @@ def gradient_criterion(
     enough = tol * jnp.maximum(1, jnp.abs(at.value))
     if info.predicted is not None:
         shrunk = jnp.where(p.largest > 0, largest / jnp.where(p.largest > 0, p.largest, 1), 1)
+        if "full_norm" in info.extras:
+            whole = info.step_norm >= 0.99 * info.extras["full_norm"]
+            shrunk = jnp.where(whole, shrunk, 1)
         return small & (jnp.abs(info.predicted) * jnp.minimum(shrunk, 1) <= enough)
     # looked at only where it can matter: it costs another pass over the parameters
-    return lax.cond(small, lambda: _first_order_change(at) <= enough, lambda: small)
+    return lax.cond(small, lambda: first_order_small(at, tol), lambda: small)
 
 
-def _first_order_change(at: Eval) -> Scalar:
+def first_order_small(at: Eval, tol: Scalar) -> Bool[Array, ""]:
+    """Whether max |g_i| max(|x_i|, 1) <= tol max(1, |f|)."""
     sized = jax.tree.map(
         lambda g, x: g * jnp.maximum(jnp.abs(x), 1).astype(g.dtype), at.grad, at.params
     )
-    return tree.max_abs(sized).astype(at.value.dtype)
+    return tree.max_abs(sized).astype(at.value.dtype) <= tol * jnp.maximum(1, jnp.abs(at.value))
 
 
 def _judge(
