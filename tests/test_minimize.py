@@ -364,3 +364,18 @@ def test_bfloat16_parameters_run():
 def test_static_parts_can_be_bound_by_partial():
     fun = functools.partial(lambda power, x: jnp.sum(x**power), 4)
     assert float(ok.minimize(fun, jnp.ones(2)).value) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["newton", "newton-cg", "trust-region", "trust-region-exact", "cubic", "dogleg", "bfgs",
+     "lbfgs", "sr1", "nonlinear-cg"],
+)  # fmt: skip
+def test_the_floor_of_a_valley_is_no_minimum(method):
+    """The gradient falls by ten orders as the steep side is solved, and the way is as long."""
+
+    def valley(x):
+        return 0.5 * (1e10 * x[0] ** 2 + jnp.sqrt(1 + x[1] ** 2))
+
+    sol = ok.minimize(valley, jnp.array([10.0, 1000.0]), method=method)
+    assert not bool(sol.success) or float(sol.value) == pytest.approx(0.5, abs=1e-6), str(sol)

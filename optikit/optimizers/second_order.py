@@ -107,6 +107,8 @@ def looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Searc
         convex, price = model.is_convex_along(end.grad)
         promised = jnp.where(convex, promised, jnp.inf)
         counts = tally(counts, price)
+        # a truncated model leaves flat directions unsolved: no step of it is the whole one
+        search = search._replace(full_norm=jnp.full_like(search.full_norm, jnp.inf))
     return search._replace(promised=promised, counts=counts)
 
 
