@@ -1,6 +1,6 @@
 """CUTEst's unconstrained problems with at most 100 variables, from their own starts.
 
-    python benchmarks/cutest.py [--methods "optikit newton,optax lbfgs"] [--workers 2]
+    python benchmarks/cutest.py [--methods "optikit newton,optax lbfgs"] [--workers 2] [--keep DIR]
 
 The problems come from sif2jax (extra `peers`); two of them take minutes a solve, and can be left
 out by --skip DMN15102LS,DMN15103LS. Every method has 1000 steps in float64 and the same tolerance,
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--keep", type=pathlib.Path, help="keep every row in this folder")
     parser.add_argument("--skip", default="", help="problems to leave out, comma-separated")
     parser.add_argument("--workers", type=int, default=1, help="methods at a time")
+    parser.add_argument("--table", action="store_true", help="run nothing: read the rows of --keep")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -162,11 +163,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(name: str) -> list[dict[str, Any]]:
-        command = [sys.executable, __file__, "--one", name, "--skip", options.skip]
-        command += ["--limit", str(options.limit)] if options.limit else []
         path = folder / f"{name.replace(' ', '_')}.jsonl"
-        with path.open("w") as out:
-            subprocess.run(command, stdout=out, check=True)
+        if not options.table:
+            command = [sys.executable, __file__, "--one", name, "--skip", options.skip]
+            command += ["--limit", str(options.limit)] if options.limit else []
+            with path.open("w") as out:
+                subprocess.run(command, stdout=out, check=True)
         found = [json.loads(line) for line in path.read_text().splitlines()]
         print(f"{name}: {sum(map(solved, found))} of {len(found)}", file=sys.stderr, flush=True)
         return found

@@ -75,11 +75,17 @@ def _seconds(row: dict[str, Any]) -> str:
 def _facts(row: dict[str, Any]) -> str:
     shown = ("error", "status", "gap", "steps", "gradients", "flops", "max_grad", "excess",
              "reached", "tol", "largest_difference", "cases", "digits_6", "digits_8",
-             "false_claims", "median_steps", "steps_over_scipy_lm")  # fmt: skip
+             "false_claims", "median_steps", "steps_over_scipy_lm", "problems", "solved", "lowest",
+             "unsolved", "fastest_share", "within_2x", "within_10x", "workers", "skipped",
+             "fits_per_second")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{k} {_short(v)}" for k, v in value.items())
     if isinstance(value, float):
         return "0" if value == 0 else f"{value:.3g}" if math.isfinite(value) else str(value)
     return str(value).replace("|", "/")

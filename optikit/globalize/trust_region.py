@@ -74,7 +74,10 @@ def trust_region(
             direction = propose(c.radius)
             size = tree.norm(direction.step).astype(dtype)
             length = size if direction.length is None else direction.length
-            whole = jnp.where(direction.at_boundary, jnp.inf, size)
+            cut = direction.at_boundary
+            if direction.resolved is not None:
+                cut |= ~direction.resolved
+            whole = jnp.where(cut, jnp.inf, size)
             trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
             seen = verdict(
                 at, trial, direction.predicted, accept=accept, shrink_below=shrink_below,

@@ -72,6 +72,7 @@ def exact(*, region: Region = "ball") -> Subproblem:
                 curvature=jnp.vdot(s, image, precision=HIGHEST).astype(dtype),
                 at_boundary=at_boundary,
                 bottom=jnp.where(safe, decrease, bottom).astype(dtype),
+                resolved=safe,
             )
 
         return Model(propose, tally(op.matrix_price))

@@ -28,6 +28,8 @@ class Direction(NamedTuple):
       bottom: the decrease down to the minimum of a convex model, where it is known to be more than
         that of the step; else a static None.
       length: |s| in the norm in which the radius is meant; a static None for the Euclidean one.
+      resolved: whether the model was positive definite beyond rounding, so that the step solves it
+        in every direction; a static None where that is known from the step itself.
     """
 
     step: Params
@@ -39,6 +41,7 @@ class Direction(NamedTuple):
     counts: Counts
     bottom: Scalar | None = None
     length: Scalar | None = None
+    resolved: Bool[Array, ""] | None = None
 
     @property
     def predicted(self) -> Scalar:
