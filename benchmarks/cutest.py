@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--skip", default="", help="problems to leave out, comma-separated")
     parser.add_argument("--workers", type=int, default=1, help="methods at a time")
     parser.add_argument("--table", action="store_true", help="run nothing: read the rows of --keep")
+    parser.add_argument("--counts", action="store_true", help="leave out seconds taken under load")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -176,7 +177,8 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
         rows = dict(zip(chosen, pool.map(run, chosen), strict=True))
     how = {"workers": options.workers, "skipped": options.skip}
-    results = [entry | how for entry in table(rows)]
+    timed = {"seconds", "fastest_share", "within_2x", "within_10x"} if options.counts else set()
+    results = [{k: v for k, v in (entry | how).items() if k not in timed} for entry in table(rows)]
     save("cutest", "Who solves CUTEst's unconstrained problems with n <= 100?", results)
 
 
