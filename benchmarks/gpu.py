@@ -62,6 +62,7 @@ def main() -> None:
     from common import save
 
     results: list[dict[str, Any]] = []
+    failed: list[str] = []
     for name, part in parts(deadline):
         if time.monotonic() > deadline:
             results.append({"name": name, "error": "not run: the time was used up"})
@@ -71,8 +72,12 @@ def main() -> None:
             results += part()
         except Exception as error:  # one part's failure is its result
             results.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+            failed.append(name)
         print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     save("gpu", "The device part of every study", results)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -53,4 +53,5 @@ def test_the_readme_tour_runs():
 
 def test_the_page_of_results_is_what_the_results_say():
     page = README.parent / "benchmarks" / "page.py"
-    subprocess.run([sys.executable, str(page), "--check"], check=True, timeout=60)
+    checked = subprocess.run([sys.executable, str(page), "--check"], timeout=60, check=False)
+    assert checked.returncode == 0, "run python benchmarks/page.py and commit what it writes"
