@@ -14,7 +14,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from optikit.bench import yaml_source
+from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
@@ -84,7 +86,9 @@ class Tuning(_Strict):
     """How hyperparameters with a search space are chosen: as many trials for every method."""
 
     trials: int = Field(default=20, ge=1, le=4096, description="settings tried per problem")
-    seeds: list[Seed] = Field(default=[10_000], min_length=1, description="none of the report's")
+    seeds: list[Seed] = Field(
+        default=TUNING_SEEDS, min_length=1, description="none of the report's"
+    )
     sampler: Literal["sobol", "halton"] = "sobol"
     seed: int = Field(default=0, ge=0, description="scrambles the quasi-random sequence")
     criterion: Literal["cost", "gap"] = Field(
@@ -148,10 +152,11 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
         raise ConfigError(source.name, problems)
     source, wrong = _overridden(source, overrides)
     study, more = validate(source)
-    problems += wrong + more
+    shared, missing = resolve_best_known(source, path.parent)
+    problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
-    return study
+    return study.model_copy(update={"best_known": shared})
 
 
 def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
@@ -168,6 +173,7 @@ def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
         problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
         problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
         problems += _check_labels(source)
+        problems += check_protocol(source)
     return study, problems
 
 
@@ -195,7 +201,8 @@ def _explained(path: Path, item: Any) -> str:
 
 
 def _fields_at(path: Path) -> list[str]:
-    model: Any = {(): Study, ("budget",): Budget, ("measure",): Measure}.get(tuple(path))
+    models = {(): Study, ("budget",): Budget, ("measure",): Measure, ("tuning",): Tuning}
+    model: Any = models.get(tuple(path))
     return list(model.model_fields) if model else []
 
 
@@ -223,9 +230,7 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
-        problems += _check_arguments(
-            source, path, given, declared, swept=section == "optimizers", target=target
-        )
+        problems += _check_arguments(source, path, given, declared, target=target)
     return problems
 
 
@@ -251,7 +256,7 @@ def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, 
 
 
 def _check_arguments(
-    source: Source, path: Path, given: dict, declared: Signature, *, swept: bool, target: str
+    source: Source, path: Path, given: dict, declared: Signature, *, target: str
 ) -> list[tuple[Mark, str]]:
     parameters = {p.name: p for p in declared.parameters}
     problems = []
@@ -265,7 +270,7 @@ def _check_arguments(
                     hint = f"; it takes {', '.join(parameters) or 'no arguments'}"
                 problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
             continue
-        for variant, place in _variants_of(value, (*path, name), swept):
+        for variant, place in _variants_of(value, (*path, name)):
             complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
             if complaint:
                 problems.append((_place(source, place, ""), f"{where}: {complaint}"))
@@ -278,11 +283,13 @@ def _check_arguments(
     return problems
 
 
-def _variants_of(value: Any, path: Path, swept: bool) -> list[tuple[Any, Path]]:
-    if swept and isinstance(value, dict) and set(value) == {"grid"} and value["grid"]:
-        items = value["grid"]
-        if isinstance(items, list):
-            return [(item, (*path, "grid", i)) for i, item in enumerate(items)]
+def _variants_of(value: Any, path: Path) -> list[tuple[Any, Path]]:
+    """The values that a grid or a search space may give an argument, each with its place."""
+    if isinstance(value, dict):
+        kind = "grid" if "grid" in value else kind_of(value)
+        if kind:  # what is no list is told by check_protocol
+            items = value[kind] if isinstance(value[kind], list) else []
+            return [(item, (*path, kind, i)) for i, item in enumerate(items)]
     return [(value, path)]
 
 

@@ -237,11 +237,11 @@ def rating_verdict(
     top = ranked[0]
     lead, low, high = (2.0**x for x in top.score[:3])
     firm = "" if top.score.excludes(0.0) else ", which is not separable from it"
+    doubt = f"{low:.2g} to {high:.2g}, best in {top.best:.0%} of resamples"
     return (
         f"Over {len(table.problems)} problems, against {table.reference} in "
-        f"{SPOKEN.get(axis, axis)}, {top.solver} rates best: {lead:.3g}x cheaper "
-        f"({low:.2g} to {high:.2g}){firm}; best in {top.best:.0%} of resamples, place {top.places[0]} to {top.places[1]} when any one "
-        "problem is left out."
+        f"{SPOKEN.get(axis, axis)}, {top.solver} rates best: {lead:.3g}x cheaper ({doubt}){firm}; "
+        f"place {top.places[0]} to {top.places[1]} when any one problem is left out."
     )
 
 
