@@ -369,8 +369,8 @@ def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
     return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
 
 
-def variants(use: OptimizerUse) -> list[dict[str, Any]]:
-    """The argument sets of an optimizer: the product of its grids."""
+def variants(use: ProblemUse | OptimizerUse) -> list[dict[str, Any]]:
+    """The argument sets of a factory: the product of its grids."""
     axes = {
         name: value["grid"]
         if isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)
