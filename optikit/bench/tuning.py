@@ -228,12 +228,11 @@ def _undertuned(study: Study, problem: ProblemScore, label: str, curve: list[Bes
     if not curve[-1].reached:
         return [*flags, "under-tuned: no trial met the target"]
     half, full = curve[max(len(curve) // 2, 1) - 1], curve[-1]
-    if len(curve) > 1 and (
-        half.reached < 1 - STILL_IMPROVING or half.expected > (1 + STILL_IMPROVING) * full.expected
-    ):
+    gain = half.expected / full.expected if full.expected else 1.0
+    if half.reached < 1 - STILL_IMPROVING or gain > 1 + STILL_IMPROVING:
         flags.append(
-            f"under-tuned: the best of {half.k} trials costs {half.expected / full.expected:.2g}x "
-            f"the best of {full.k} on average and meets the target in {half.reached:.0%}"
+            f"under-tuned: the best of {half.k} trials costs {gain:.2g}x the best of {full.k} "
+            f"on average and meets the target in {half.reached:.0%} of draws"
         )
     costs = {
         kind: median_cost(found).estimate
