@@ -510,6 +510,14 @@ def test_one_seed_is_a_measurement_and_no_claim():
     assert "pays" not in told
 
 
+def test_without_a_good_clock_verdicts_speak_of_counted_costs():
+    p = rivals(2.0, 10.0)
+    throttled = p._replace(curves=[c._replace(facts={"invalid": ["throttled"]}) for c in p.curves])
+    told = verdict(throttled, 1e-6)
+    assert "5x cheaper than lbfgs in gradient equivalents" in told
+    assert "seconds" not in told
+
+
 def test_verdicts_count_the_seeds_that_missed():
     p = rivals(2.0, 10.0)
     lost = [

@@ -38,7 +38,7 @@ class Space(NamedTuple):
         """The value at a point of the unit interval.
 
         Example:
-          >>> Space("learning_rate", "log_uniform", [1e-4, 1.0], {}).at(0.5)
+          >>> round(Space("learning_rate", "log_uniform", [1e-4, 1.0], {}).at(0.5), 9)
           0.01
         """
         if self.kind == "choice":

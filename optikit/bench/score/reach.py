@@ -145,6 +145,11 @@ def median_cost(trials: Sequence[Reach]) -> Interval:
     )
 
 
+def typical(trials: Sequence[Reach]) -> float:
+    """The median cost alone; infinite where most trials missed, or where there are none."""
+    return float(np.median([t.cost for t in trials])) if trials else math.inf
+
+
 def expected_running_time(trials: Sequence[Reach]) -> Interval:
     """ERT: the cost of all trials over the number of successes, resampling groups.
 
