@@ -249,8 +249,10 @@ def cost_ratio(first: Sequence[Reach], second: Sequence[Reach], *, level: float 
 
 def log_ratio(a: float, b: float, axis: str) -> float:
     """log(a / b); two costs of zero are equal, one alone counts as the smallest unit."""
-    least = _FREE.get(axis, 1.0)
-    return 0.0 if a == b else math.log(max(a, least) / max(b, least))
+    if a == b:
+        return 0.0
+    least = min(_FREE.get(axis, 1.0), max(a, b))
+    return math.log((a or least) / (b or least))
 
 
 def _exp(x: float) -> float:
