@@ -46,7 +46,9 @@ def verdicts(
     """What each problem says, each sweep, all problems together; and what was left out."""
     chosen, note = on_one_machine(problems)
     told = [verdict(problem, target) for problem in chosen if problem.curves]
-    told += [sentence for sweep in sweeps(chosen) if (sentence := scaling_verdict(sweep, target))]
+    for sweep in sweeps(chosen):
+        axes = dict.fromkeys((main_axis(sweep.problems), "gradients"))
+        told += [said for axis in axes if (said := scaling_verdict(sweep, target, axis))]
     told += [overall] if (overall := rating_verdict(chosen, target, reference)) else []
     return told + ([note] if note else [])
 
@@ -154,7 +156,10 @@ def _other_axes(problem: ProblemScore, target: float, main: str, seeds: int) -> 
             parts.append(f"{second.variant} and {first.variant} take the same {name}")
         else:
             cheaper = second if ratio.interval.estimate < 1 else first
-            parts.append(f"{cheaper.variant} needs {_factor(ratio)} fewer {name}")
+            dearer = first if cheaper is second else second
+            parts.append(
+                f"{cheaper.variant} needs {_factor(ratio)} fewer {name} than {dearer.variant}"
+            )
     return f"Best of either order on other axes: {'; '.join(parts)}." if parts else ""
 
 
@@ -177,9 +182,8 @@ def _level(problem: ProblemScore, target: float, axis: str) -> str:
     return f"Not separable from {order[0].variant}: {_listed([s.variant for s in level])}."
 
 
-def scaling_verdict(sweep: Sweep, target: float) -> str:
+def scaling_verdict(sweep: Sweep, target: float, axis: str) -> str:
     """How the best of either order scale along a sweep, and where second order stops paying."""
-    axis = main_axis(sweep.problems)
     second, first = (_strongest(sweep, target, axis, second_order=o) for o in (True, False))
     powers = {e.variant: e for e in exponents(sweep, target, axis)}
     said = []
