@@ -21,8 +21,14 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
 
 
+MAX_TRIALS = 100_000
+"""Trials in one study; more is taken for a slip in a grid."""
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class Budget(_Strict):
@@ -47,7 +53,7 @@ class Measure(_Strict):
 class _Use(BaseModel):
     """A factory by name or import path, and its arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
     use: str
 
     @property
@@ -300,6 +306,18 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 problems.append((place, f"optimizers.{label}.problems: no problem {name!r}{hint}"))
     return problems
+
+
+def options_of(texts: list[str]) -> dict[str, Any]:
+    """Options of an executor from `name=value`, values read as YAML.
+
+    Raises:
+      ConfigError: one is not of that form.
+    """
+    source, wrong = _overridden(Source("--with", {}, {}), texts)
+    if wrong:
+        raise ConfigError(source.name, wrong)
+    return source.data
 
 
 def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:
