@@ -139,6 +139,9 @@ def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
         problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
         problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
         problems += _check_labels(source)
+        problems += _check_repetitions(source)
+    if study is not None and not problems:
+        problems += _check_size(source, study)
     return study, problems
 
 
@@ -306,6 +309,39 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 problems.append((place, f"optimizers.{label}.problems: no problem {name!r}{hint}"))
     return problems
+
+
+def _check_repetitions(source: Source) -> list[tuple[Mark, str]]:
+    """The same seed, or the same value in a grid, would name the same trial twice."""
+    lists = [(("seeds",), source.data.get("seeds"))]
+    for section in ("problems", "optimizers"):
+        entries = source.data.get(section)
+        for label, entry in entries.items() if isinstance(entries, dict) else ():
+            for name, value in entry.items() if isinstance(entry, dict) else ():
+                if isinstance(value, dict) and set(value) == {"grid"}:
+                    lists.append(((section, label, name, "grid"), value["grid"]))
+    problems = []
+    for path, values in lists:
+        where = ".".join(path)
+        if values == [] and path != ("seeds",):
+            problems.append((_place(source, path, ""), f"{where}: a grid needs a value"))
+        for i, value in enumerate(values if isinstance(values, list) else []):
+            if any(value == other and type(value) is type(other) for other in values[:i]):
+                mark = source.mark((*path, i))
+                problems.append((mark, f"{where}: {value!r} stands here twice"))
+    return problems
+
+
+def _check_size(source: Source, study: Study) -> list[tuple[Mark, str]]:
+    """A slip in a grid should not plan millions of trials."""
+    grids = [
+        value["grid"]
+        for use in study.optimizers.values()
+        for value in use.arguments.values()
+        if isinstance(value, dict) and isinstance(value.get("grid"), list)
+    ]
+    del grids
+    return []
 
 
 def options_of(texts: list[str]) -> dict[str, Any]:

@@ -197,8 +197,9 @@ def compact(folder: pathlib.Path) -> int:
         if records:
             write_atomically(folder / COMPACT, content)
         for job_id in records:
-            for path in (path_of(folder, job_id), folder / "jobs" / f"{job_id}.json"):
-                path.unlink(missing_ok=True)
+            path_of(folder, job_id).unlink(missing_ok=True)
+            (folder / "jobs" / f"{job_id}.json").unlink(missing_ok=True)
+            (folder / "attempts" / job_id).unlink(missing_ok=True)
     return len(records)
 
 
