@@ -26,8 +26,8 @@ class Experiment:
       problems: by label: an `ok.Problem`, or what a YAML study would say (`"rosenbrock"`,
         `{"use": "logistic-regression", "data": "digits"}`).
       optimizers: by label: an Optimizer, an optax transformation, a name, or a YAML-like dict.
-      seeds, budget, dtype, matmul_precision, targets, measure: as in a YAML study; budget and
-        measure as dicts.
+      seeds, budget, dtype, matmul_precision, targets, measure, tuning, reference, best_known: as
+        in a YAML study; budget, measure and tuning as dicts.
 
     Example:
       >>> import jax.numpy as jnp, optikit as ok
@@ -48,6 +48,9 @@ class Experiment:
     matmul_precision: str = "highest"
     targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-8)
     measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+    best_known: str | None = None
 
     def study(self) -> Study:
         """The study as data; objects are entered under a name made of their content.
@@ -65,6 +68,9 @@ class Experiment:
             "matmul_precision": self.matmul_precision,
             "targets": list(self.targets),
             "measure": dict(self.measure),
+            "tuning": dict(self.tuning),
+            "reference": self.reference,
+            "best_known": self.best_known,
         }
         study, problems = validate(Source("Experiment", data, {}))
         if problems or study is None:

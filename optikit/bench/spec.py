@@ -19,6 +19,7 @@ from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
+Seed = Annotated[int, Field(ge=0)]
 
 
 MAX_TRIALS = 100_000
@@ -63,16 +64,43 @@ class _Use(BaseModel):
 
 
 class ProblemUse(_Use):
-    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments."""
+    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments.
+
+    An argument may be a grid: `n: {grid: [10, 100, 1000]}` makes a problem for each value.
+    """
+
+    group: Label | None = Field(
+        default=None,
+        description="problems of one group are alike: resampled together; by default each label",
+    )
 
 
 class OptimizerUse(_Use):
     """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
 
     An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
+    Or it may be a search space, to be tuned: `{log_uniform: [1e-4, 1.0]}`, `{uniform: [a, b]}`,
+    `{int_uniform: [a, b]}`, `{choice: [...]}`, with `when: {name: value}` if it is conditional.
     """
 
     problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+
+
+class Tuning(_Strict):
+    """How hyperparameters with a search space are chosen: as many trials for every method."""
+
+    trials: int = Field(default=20, ge=1, le=4096, description="settings tried per problem")
+    seeds: list[Seed] = Field(default=[10_000], min_length=1, description="none of the report's")
+    sampler: Literal["sobol", "halton"] = "sobol"
+    seed: int = Field(default=0, ge=0, description="scrambles the quasi-random sequence")
+    criterion: Literal["cost", "gap"] = Field(
+        default="cost", description="least cost to the target, or least gap at the end"
+    )
+    target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="by default the study's main target"
+    )
+    axis: Literal["steps", "calls", "gradients", "flops", "warm", "cold"] = "gradients"
+    charge: bool = Field(default=False, description="add the cost of tuning to tuned methods")
 
 
 class Study(_Strict):
@@ -81,7 +109,7 @@ class Study(_Strict):
     name: Label
     problems: dict[Label, ProblemUse] = Field(min_length=1)
     optimizers: dict[Label, OptimizerUse] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     budget: Budget = Budget()
     dtype: Literal["float32", "float64"] = "float64"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -91,6 +119,13 @@ class Study(_Strict):
         description="(f - f*) / (f0 - f*) to be reached",
     )
     measure: Measure = Measure()
+    tuning: Tuning = Tuning()
+    reference: str | None = Field(
+        default=None, description="the optimizer that ratings compare with; by default the first"
+    )
+    best_known: str | None = Field(
+        default=None, description="a file of best known values, relative to the study's"
+    )
 
 
 class ConfigError(Exception):
