@@ -76,10 +76,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run")] = False,
 ) -> None:
     """Run a study: what is recorded already is skipped, so running again goes on where it ended."""
-    from optikit.bench.executors import executor_named
+    from optikit.bench.executors import executor_named, options_of
     from optikit.bench.plan import plan
     from optikit.bench.run import Manner, importable
-    from optikit.bench.spec import load_study, options_of
+    from optikit.bench.spec import load_study
 
     study = load_study(study_file, overrides or [])
     manner = Manner(
@@ -111,9 +111,9 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Run what a results folder still lacks, as it was run before unless said otherwise."""
+    from optikit.bench.executors import options_of
     from optikit.bench.experiment import has_objects
     from optikit.bench.run import importable, manner_of, study_of
-    from optikit.bench.spec import options_of
     from optikit.bench.store import StoreError
 
     study, manner = study_of(folder), manner_of(folder)

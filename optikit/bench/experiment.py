@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optikit.bench import resolve, store
-from optikit.bench.plan import Job, plan
+from optikit.bench.plan import Job
 from optikit.bench.record import Record
 from optikit.bench.report import Summary, summarise, write_page
-from optikit.bench.run import Manner, Watcher, run_study, study_of
+from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
 from optikit.bench.score import ProblemScore, score
 from optikit.bench.spec import ConfigError, Study, validate
 from optikit.bench.track import Tracker, tracker_named
@@ -72,7 +72,7 @@ class Experiment:
             "reference": self.reference,
             "best_known": self.best_known,
         }
-        study, problems = validate(Source("Experiment", data, {}))
+        study, problems = validate(Source("Experiment", data, {}), objects=True)
         if problems or study is None:
             msg = "Experiment"
             raise ConfigError(msg, problems)
@@ -172,7 +172,7 @@ def load(folder: str | pathlib.Path) -> Results:
     """
     folder = pathlib.Path(folder)
     study = study_of(folder)
-    jobs = plan(study)
+    jobs = planned(study, folder)
     records = store.read_all(folder, [job.id for job in jobs])
     failures = {k: r.facts["error"] for k, r in records.items() if r.facts.get("error")}
     return collect(study, folder, jobs, failures)

@@ -3,13 +3,14 @@
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from optikit.bench import store
 from optikit.bench.executors import executor_named
-from optikit.bench.plan import Job, plan
+from optikit.bench.plan import Job, outlook, plan
 from optikit.bench.spec import Study
 from optikit.bench.store import StoreError
 from optikit.bench.track import Tracker, tracked
@@ -87,16 +88,38 @@ def run_study(
     store.prepare(folder)
     with store.sole_use(folder), tracked(tracker, study) as log:
         _leave(folder, study, manner)
-        jobs = plan(study)
-        missing = [job for job in jobs if not store.is_done(store.read(folder, job.id))]
-        watcher.planned(len(jobs), len(jobs) - len(missing))
-        failures = {}
-        for job, failure in run(missing, folder, manner.workers, watcher.begun, **manner.options):
-            watcher.ended(job, failure)
-            if failure:
-                failures[job.id] = failure
-            log(job, store.read(folder, job.id))
+        failures: dict[str, str] = {}
+        jobs: list[Job] = []
+        for jobs in _stages(study, folder):
+            missing = [job for job in jobs if job.id not in failures and not _done(folder, job)]
+            expected = max(len(jobs), sum(outlook(study)))
+            watcher.planned(expected, len(jobs) - len(missing))
+            ended = run(missing, folder, manner.workers, watcher.begun, **manner.options)
+            for job, failure in ended:
+                watcher.ended(job, failure)
+                if failure:
+                    failures[job.id] = failure
+                log(job, store.read(folder, job.id))
     return Outcome(folder, jobs, failures)
+
+
+def planned(study: Study, folder: pathlib.Path) -> list[Job]:
+    """All jobs of a study that can be named from what its folder holds."""
+    jobs = plan(study)
+    if not outlook(study)[1]:
+        return jobs
+    return plan(study, store.read_all(folder, [job.id for job in jobs]), settle=True)
+
+
+def _stages(study: Study, folder: pathlib.Path) -> Iterator[list[Job]]:
+    """The jobs, and then again with those that follow from the records of the first ones."""
+    yield plan(study)
+    if outlook(study)[1]:
+        yield planned(study, folder)
+
+
+def _done(folder: pathlib.Path, job: Job) -> bool:
+    return store.is_done(store.read(folder, job.id))
 
 
 def study_of(folder: pathlib.Path) -> Study:

@@ -19,6 +19,8 @@ def study_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A study of optikit"
     definitions = schema["$defs"]
+    for section in ("problems", "optimizers"):
+        schema["properties"][section]["additionalProperties"] = False  # labels follow the pattern
     _enrich(definitions["ProblemUse"], registry("optikit.problems", "PROBLEMS"))
     _enrich(definitions["OptimizerUse"], registry("optikit.optimizers", "OPTIMIZERS"), free=True)
     return schema

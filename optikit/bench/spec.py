@@ -8,22 +8,19 @@ with its place in the file.
 import difflib
 import itertools
 import pathlib
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from optikit.bench import yaml_source
+from optikit.bench import limits, yaml_source
 from optikit.bench.signature import Parameter, Signature, registry, signature
 from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
 Seed = Annotated[int, Field(ge=0)]
-
-
-MAX_TRIALS = 100_000
-"""Trials in one study; more is taken for a slip in a grid."""
 
 
 class _Strict(BaseModel):
@@ -135,9 +132,14 @@ class ConfigError(Exception):
         self.problems = sorted(problems)
         lines = [
             f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
-            for m, text in self.problems
+            for m, text in ((m, _on_one_line(text)) for m, text in self.problems)
         ]
         super().__init__("\n".join(lines))
+
+
+def _on_one_line(text: str) -> str:
+    """Text from a file as it may be shown: no line ends, no control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
@@ -160,23 +162,33 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
     return study
 
 
-def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
-    """The study of parsed data, and all that is wrong with it."""
+def validate(
+    source: Source, *, objects: bool = False
+) -> tuple[Study | None, list[tuple[Mark, str]]]:
+    """The study of parsed data, and all that is wrong with it.
+
+    Args:
+      objects: whether it may name Python objects that an `Experiment` has entered.
+    """
     problems: list[tuple[Mark, str]] = []
     try:
         study = Study.model_validate(source.data)
     except pydantic.ValidationError as error:
         study = None
         for item in error.errors():
-            path = tuple(p for p in item["loc"] if p != "[key]")
+            path = item["loc"]
+            if path[-1:] == ("[key]",) and item["type"] != "extra_forbidden":
+                path = path[:-1]  # pydantic's way to say that the key itself is wrong
             problems.append((_place(source, path, item["type"]), _explained(path, item)))
     if isinstance(source.data, dict):
-        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
-        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
+        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS", objects)
+        problems += _check_uses(
+            source, "optimizers", "optikit.optimizers", "OPTIMIZERS", objects
+        )
         problems += _check_labels(source)
-        problems += _check_repetitions(source)
+        problems += limits.repetitions(source)
     if study is not None and not problems:
-        problems += _check_size(source, study)
+        problems += limits.size(source, study)
     return study, problems
 
 
@@ -208,7 +220,9 @@ def _fields_at(path: Path) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _check_uses(source: Source, section: str, module: str, name: str) -> list[tuple[Mark, str]]:
+def _check_uses(
+    source: Source, section: str, module: str, name: str, objects: bool
+) -> list[tuple[Mark, str]]:
     """Names and arguments of a section's factories, against their signatures."""
     entries = source.data.get(section)
     if not isinstance(entries, dict):
@@ -220,7 +234,7 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
         if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
             continue
         path = (section, label)
-        if entry["use"].startswith("object "):
+        if objects and entry["use"].startswith("object "):
             continue  # entered by Experiment
         target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
         if complaint:
@@ -238,11 +252,13 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
     return problems
 
 
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.-]*")
+
+
 def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, str]:
     """The "module:function" behind a `use`, and a complaint if there is none."""
     if ":" in use:
-        module, _, function = use.partition(":")
-        if not module or not function:
+        if not _IMPORT_PATH.fullmatch(use):
             return "", f"an import path is written module:function (got {use!r})"
         return use, ""
     plain = use.lower().replace("_", "-")
@@ -338,57 +354,12 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
     for label, entry in optimizers.items():
         wanted = entry.get("problems") if isinstance(entry, dict) else None
         for i, name in enumerate(wanted if isinstance(wanted, list) else []):
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 place = source.mark(("optimizers", label, "problems", i))
                 close = difflib.get_close_matches(str(name), known, 1)
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 problems.append((place, f"optimizers.{label}.problems: no problem {name!r}{hint}"))
     return problems
-
-
-def _check_repetitions(source: Source) -> list[tuple[Mark, str]]:
-    """The same seed, or the same value in a grid, would name the same trial twice."""
-    lists = [(("seeds",), source.data.get("seeds"))]
-    for section in ("problems", "optimizers"):
-        entries = source.data.get(section)
-        for label, entry in entries.items() if isinstance(entries, dict) else ():
-            for name, value in entry.items() if isinstance(entry, dict) else ():
-                if isinstance(value, dict) and set(value) == {"grid"}:
-                    lists.append(((section, label, name, "grid"), value["grid"]))
-    problems = []
-    for path, values in lists:
-        where = ".".join(path)
-        if values == [] and path != ("seeds",):
-            problems.append((_place(source, path, ""), f"{where}: a grid needs a value"))
-        for i, value in enumerate(values if isinstance(values, list) else []):
-            if any(value == other and type(value) is type(other) for other in values[:i]):
-                mark = source.mark((*path, i))
-                problems.append((mark, f"{where}: {value!r} stands here twice"))
-    return problems
-
-
-def _check_size(source: Source, study: Study) -> list[tuple[Mark, str]]:
-    """A slip in a grid should not plan millions of trials."""
-    grids = [
-        value["grid"]
-        for use in study.optimizers.values()
-        for value in use.arguments.values()
-        if isinstance(value, dict) and isinstance(value.get("grid"), list)
-    ]
-    del grids
-    return []
-
-
-def options_of(texts: list[str]) -> dict[str, Any]:
-    """Options of an executor from `name=value`, values read as YAML.
-
-    Raises:
-      ConfigError: one is not of that form.
-    """
-    source, wrong = _overridden(Source("--with", {}, {}), texts)
-    if wrong:
-        raise ConfigError(source.name, wrong)
-    return source.data
 
 
 def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:

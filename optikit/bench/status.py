@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from optikit.bench import store
 from optikit.bench.lock import is_held
-from optikit.bench.plan import Job, plan
+from optikit.bench.plan import Job, outlook
 from optikit.bench.record import Record
-from optikit.bench.run import manner_of, study_of
+from optikit.bench.run import manner_of, planned, study_of
 
 
 class Progress(NamedTuple):
@@ -65,13 +65,13 @@ def progress(folder: pathlib.Path) -> Progress:
       StoreError: it is not a results folder, or a record is damaged.
     """
     study = study_of(folder)
-    jobs = plan(study)
+    jobs = planned(study, folder)
     records = store.read_all(folder, [job.id for job in jobs])
     done = {job_id for job_id, record in records.items() if store.is_done(record)}
     missing = [job for job in jobs if job.id not in done]
     return Progress(
         name=study.name,
-        jobs=len(jobs),
+        jobs=max(len(jobs), sum(outlook(study))),
         recorded=len(done),
         failed=[
             {"title": job.title, "reason": records[job.id].facts["error"]}

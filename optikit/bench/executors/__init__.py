@@ -3,10 +3,11 @@
 import importlib
 import inspect
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from optikit.bench.plan import Job
+from optikit.bench.yaml_source import parse
 
 EXECUTORS = {
     "inline": "optikit.bench.executors.inline:run_inline",
@@ -62,4 +63,21 @@ def executor_named(name: str, options: dict[str, Any]) -> Executor:
     return executor
 
 
-__all__ = ["EXECUTORS", "Executor", "ExecutorError", "executor_named"]
+def options_of(texts: Iterable[str]) -> dict[str, Any]:
+    """Options of an executor from `name=value`, values read as YAML.
+
+    Raises:
+      ExecutorError: one is not of that form.
+    """
+    options = {}
+    for text in texts:
+        name, equals, raw = text.partition("=")
+        value, wrong = parse(raw, text)
+        if not equals or not name.isidentifier() or wrong:
+            msg = f"--with {text}: write it as name=value"
+            raise ExecutorError(msg)
+        options[name] = value.data
+    return options
+
+
+__all__ = ["EXECUTORS", "Executor", "ExecutorError", "executor_named", "options_of"]
