@@ -1,6 +1,8 @@
 """Studies in plain Python: the same plan, trials, store and report, from objects or names."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 import sys
 import tempfile
@@ -12,9 +14,17 @@ from optikit.bench.plan import Job
 from optikit.bench.record import Record
 from optikit.bench.report import Summary, summarise, write_page
 from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
-from optikit.bench.score import ProblemScore, score
+from optikit.bench.score import (
+    ProblemScore,
+    merged,
+    read_known,
+    score,
+    write_known,
+)
+from optikit.bench.score.known import FILE as KNOWN
 from optikit.bench.spec import ConfigError, Study, validate
 from optikit.bench.track import Tracker, tracker_named
+from optikit.bench.tuning import Tuned, charged, tuning_report
 from optikit.bench.yaml_source import Source
 
 
@@ -138,6 +148,10 @@ class Results:
     problems: list[ProblemScore]
     summary: Summary
 
+    def tuning(self) -> list[Tuned]:
+        """How the tuning of each optimizer on each problem went."""
+        return tuning_report(self.study, self.problems)
+
     def page(self, path: str | pathlib.Path | None = None) -> pathlib.Path:
         """Write the HTML page (by default report.html in the folder) and return its path."""
         target = self.folder / "report.html" if path is None else pathlib.Path(path)
@@ -157,11 +171,23 @@ def has_objects(study: Study) -> bool:
 def collect(
     study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
 ) -> Results:
-    """Read a study's records and score them."""
+    """Read a study's records and score them; lower values found are kept with the records."""
     records = store.read_all(folder, [job.id for job in jobs])
-    problems = score(jobs, records)
+    shared = read_known(pathlib.Path(study.best_known)) if study.best_known else {}
+    own = read_known(folder / KNOWN)
+    known = merged(own, shared)
+    problems = score(jobs, records, known)
+    known |= {p.identity: p.best for p in problems if math.isfinite(p.best.value)}
+    if known != own:
+        with contextlib.suppress(
+            store.StoreError
+        ):  # a folder that is only read has its values all the same
+            write_known(folder / KNOWN, known)
+    if study.tuning.charge:
+        problems = [charged(problem) for problem in problems]
     told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
-    return Results(study, folder, jobs, records, problems, summarise(problems, study.targets, told))
+    summary = summarise(problems, study.targets, told, reference=study.reference)
+    return Results(study, folder, jobs, records, problems, summary)
 
 
 def load(folder: str | pathlib.Path) -> Results:

@@ -10,24 +10,16 @@ MAX_TRIALS = 100_000
 
 
 def repetitions(source: Source) -> list[tuple[Mark, str]]:
-    """The same seed, or the same value in a grid, would name the same trial twice."""
-    lists = [(("seeds",), source.data.get("seeds"))]
-    for section in ("problems", "optimizers"):
-        entries = source.data.get(section)
-        for label, entry in entries.items() if isinstance(entries, dict) else ():
-            for name, value in entry.items() if isinstance(entry, dict) else ():
-                if isinstance(value, dict) and set(value) == {"grid"}:
-                    lists.append(((section, label, name, "grid"), value["grid"]))
+    """The same seed twice would name the same trial twice."""
     problems = []
-    for path, values in lists:
-        where = ".".join(path)
-        if values == [] and path != ("seeds",):
-            problems.append((source.mark(path), f"{where}: a grid needs a value"))
+    tuning = source.data.get("tuning")
+    searched = tuning.get("seeds") if isinstance(tuning, dict) else None
+    for path, values in (("seeds",), source.data.get("seeds")), (("tuning", "seeds"), searched):
         seen: set[str] = set()
         for i, value in enumerate(values if isinstance(values, list) else []):
             if repr(value) in seen:
                 mark = source.mark((*path, i))
-                problems.append((mark, f"{where}: {value!r} stands here twice"))
+                problems.append((mark, f"{'.'.join(path)}: {value!r} is there twice"))
             seen.add(repr(value))
     return problems
 

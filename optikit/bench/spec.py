@@ -15,7 +15,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from optikit.bench import limits, yaml_source
+from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
@@ -87,7 +89,9 @@ class Tuning(_Strict):
     """How hyperparameters with a search space are chosen: as many trials for every method."""
 
     trials: int = Field(default=20, ge=1, le=4096, description="settings tried per problem")
-    seeds: list[Seed] = Field(default=[10_000], min_length=1, description="none of the report's")
+    seeds: list[Seed] = Field(
+        default=TUNING_SEEDS, min_length=1, description="none of the report's"
+    )
     sampler: Literal["sobol", "halton"] = "sobol"
     seed: int = Field(default=0, ge=0, description="scrambles the quasi-random sequence")
     criterion: Literal["cost", "gap"] = Field(
@@ -154,12 +158,13 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
         if not problems:
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
-    source, wrong = _overridden(source, overrides)
+    source, wrong = yaml_source.overridden(source, overrides)
     study, more = validate(source)
-    problems += wrong + more
+    shared, missing = resolve_best_known(source, path.parent)
+    problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
-    return study
+    return study.model_copy(update={"best_known": shared})
 
 
 def validate(
@@ -182,10 +187,9 @@ def validate(
             problems.append((_place(source, path, item["type"]), _explained(path, item)))
     if isinstance(source.data, dict):
         problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS", objects)
-        problems += _check_uses(
-            source, "optimizers", "optikit.optimizers", "OPTIMIZERS", objects
-        )
+        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS", objects)
         problems += _check_labels(source)
+        problems += check_protocol(source)
         problems += limits.repetitions(source)
     if study is not None and not problems:
         problems += limits.size(source, study)
@@ -216,7 +220,8 @@ def _explained(path: Path, item: Any) -> str:
 
 
 def _fields_at(path: Path) -> list[str]:
-    model: Any = {(): Study, ("budget",): Budget, ("measure",): Measure}.get(tuple(path))
+    models = {(): Study, ("budget",): Budget, ("measure",): Measure, ("tuning",): Tuning}
+    model: Any = models.get(tuple(path))
     return list(model.model_fields) if model else []
 
 
@@ -246,9 +251,7 @@ def _check_uses(
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
-        problems += _check_arguments(
-            source, path, given, declared, swept=section == "optimizers", target=target
-        )
+        problems += _check_arguments(source, path, given, declared, target=target)
     return problems
 
 
@@ -276,7 +279,7 @@ def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, 
 
 
 def _check_arguments(
-    source: Source, path: Path, given: dict, declared: Signature, *, swept: bool, target: str
+    source: Source, path: Path, given: dict, declared: Signature, *, target: str
 ) -> list[tuple[Mark, str]]:
     parameters = {p.name: p for p in declared.parameters}
     problems = []
@@ -290,7 +293,7 @@ def _check_arguments(
                     hint = f"; it takes {', '.join(parameters) or 'no arguments'}"
                 problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
             continue
-        for variant, place in _variants_of(value, (*path, name), swept):
+        for variant, place in _variants_of(value, (*path, name)):
             complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
             if complaint:
                 problems.append((_place(source, place, ""), f"{where}: {complaint}"))
@@ -303,11 +306,13 @@ def _check_arguments(
     return problems
 
 
-def _variants_of(value: Any, path: Path, swept: bool) -> list[tuple[Any, Path]]:
-    if swept and isinstance(value, dict) and set(value) == {"grid"} and value["grid"]:
-        items = value["grid"]
-        if isinstance(items, list):
-            return [(item, (*path, "grid", i)) for i, item in enumerate(items)]
+def _variants_of(value: Any, path: Path) -> list[tuple[Any, Path]]:
+    """The values that a grid or a search space may give an argument, each with its place."""
+    if isinstance(value, dict):
+        kind = "grid" if "grid" in value else kind_of(value)
+        if kind:  # what is no list is told by check_protocol
+            items = value[kind] if isinstance(value[kind], list) else []
+            return [(item, (*path, kind, i)) for i, item in enumerate(items)]
     return [(value, path)]
 
 
@@ -362,33 +367,8 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
     return problems
 
 
-def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:
-    """The source with `a.b=value` applied; values are read as YAML."""
-    data, problems = source.data, []
-    marks = dict(source.marks)
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        value, wrong = yaml_source.parse(raw, text)
-        if not equals or not key or wrong:
-            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
-            continue
-        path = tuple(key.split("."))
-        data = _with(data, path, value.data)
-        for length in range(1, len(path) + 1):
-            marks.setdefault(path[:length], Mark(0, 0))
-        marks[(*path, "=")] = Mark(0, 0)
-    return Source(source.name, data, marks), problems
-
-
-def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
-    if not path:
-        return value
-    inner = data if isinstance(data, dict) else {}
-    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
-
-
-def variants(use: OptimizerUse) -> list[dict[str, Any]]:
-    """The argument sets of an optimizer: the product of its grids."""
+def variants(use: ProblemUse | OptimizerUse) -> list[dict[str, Any]]:
+    """The argument sets of a factory: the product of its grids."""
     axes = {
         name: value["grid"]
         if isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)

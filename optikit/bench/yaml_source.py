@@ -6,6 +6,7 @@ not; duplicate keys are errors; only plain data is built, never objects.
 
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -153,3 +154,31 @@ def _build_mapping(node, path: Path, marks: dict, problems: list, above: set) ->
             continue
         marks[(*path, key, "=")] = _position(value_node)
     return built
+
+
+def overridden(source: Source, overrides: Sequence[str]) -> tuple[Source, list[tuple[Mark, str]]]:
+    """The source with `a.b=value` applied, and what is wrong with that; values are read as YAML.
+
+    What an override has set stands at line 0.
+    """
+    data, problems = source.data, []
+    marks = dict(source.marks)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        value, wrong = parse(raw, text)
+        if not equals or not key or wrong:
+            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
+            continue
+        path = tuple(key.split("."))
+        data = _with(data, path, value.data)
+        for length in range(1, len(path) + 1):
+            marks.setdefault(path[:length], Mark(0, 0))
+        marks[(*path, "=")] = Mark(0, 0)
+    return Source(source.name, data, marks), problems
+
+
+def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    inner = data if isinstance(data, dict) else {}
+    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}

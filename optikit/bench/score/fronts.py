@@ -140,10 +140,10 @@ def _change(first: str, second: str, axis: str, other: str, ratios: dict[str, Ra
 
 
 def _inverse(ratio: Ratio) -> Ratio:
-    estimate, low, high, count = ratio.interval
+    estimate, low, high, units = ratio.interval
     return ratio._replace(
         interval=ratio.interval._replace(
-            estimate=1 / estimate, low=1 / high, high=1 / low, count=count
+            estimate=1 / estimate, low=1 / high, high=1 / low, units=units
         ),
         first_only=ratio.second_only,
         second_only=ratio.first_only,

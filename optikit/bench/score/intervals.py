@@ -25,25 +25,25 @@ class Interval(NamedTuple):
     """An estimate and where the truth lies with the stated confidence.
 
     Attributes:
-      count: independent units that it rests on. With one unit the bounds say how finely it was
+      units: independent units that it rests on. With one unit the bounds say how finely it was
         measured, not how much it varies: no claim can rest on it.
     """
 
     estimate: float
     low: float
     high: float
-    count: int
+    units: int
 
     def excludes(self, value: float) -> bool:
         """Whether a claim "not `value`" can be made: several units, all of the interval beside it.
 
         Example:
-          >>> Interval(2.0, 1.5, 2.6, count=10).excludes(1.0)
+          >>> Interval(2.0, 1.5, 2.6, units=10).excludes(1.0)
           True
-          >>> Interval(2.0, 1.5, 2.6, count=1).excludes(1.0)
+          >>> Interval(2.0, 1.5, 2.6, units=1).excludes(1.0)
           False
         """
-        return self.count > 1 and (self.low > value or self.high < value)
+        return self.units > 1 and (self.low > value or self.high < value)
 
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
@@ -87,6 +87,7 @@ def bootstrap(
     low: Sequence[float] | np.ndarray | None = None,
     high: Sequence[float] | np.ndarray | None = None,
     groups: Sequence[Hashable] | None = None,
+    student: bool = False,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -99,6 +100,9 @@ def bootstrap(
       low, high: bounds of each value where it is known within an interval only; the lower end of
         the result comes from `low`, the upper from `high`, so it covers both kinds of doubt.
       groups: of each unit, resampled whole; by default each unit is its own.
+      student: for statistics that may take any value, such as means of logarithms: no narrower
+        than Student's interval with the bootstrap's standard error. Resamples of two or three units
+        cannot leave their range, which holds the truth far less often than 95 times in 100.
       seed: of the resampling: the same data give the same interval.
 
     Example:
@@ -122,14 +126,21 @@ def bootstrap(
             estimate, float(statistic(below, once)[0]), float(statistic(above, once)[0]), 1
         )
     drawn = multiplicities(groups, resamples=resamples, seed=seed)
-    # the percentile whose normal quantile is the t quantile of this many groups
-    tail = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - level) / 2)))
-    return Interval(
-        estimate,
-        float(np.quantile(statistic(below, drawn), tail, method="lower")),
-        float(np.quantile(statistic(above, drawn), 1 - tail, method="higher")),
-        count,
+    beneath, atop = statistic(below, drawn), statistic(above, drawn)
+    wide = math.sqrt(count / (count - 1))
+    t = float(stdtrit(count - 1, (1 - level) / 2))  # negative
+    tail = float(ndtr(wide * t))  # its normal quantile is this t quantile
+    ends = (
+        float(np.quantile(beneath, tail, method="lower")),
+        float(np.quantile(atop, 1 - tail, method="higher")),
     )
+    if student:
+        centres = float(statistic(below, once)[0]), float(statistic(above, once)[0])
+        ends = (
+            min(ends[0], centres[0] + wide * t * float(np.std(beneath))),
+            max(ends[1], centres[1] - wide * t * float(np.std(atop))),
+        )
+    return Interval(estimate, *ends, count)
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -143,7 +143,7 @@ def ratings(table: RatingTable, *, seed: int = 0) -> list[Rating]:
         made.append(
             Rating(
                 solver,
-                bootstrap(mean, column, groups=groups, seed=seed),
+                bootstrap(mean, column, groups=groups, student=True, seed=seed),
                 count,
                 math.nan if at is None else float(best[at]),
                 float(np.min(without)),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optikit.bench.score.curves import Curve, ProblemScore
-from optikit.bench.score.intervals import Interval, bootstrap, mean, median, wilson
+from optikit.bench.score.intervals import LEVEL, Interval, bootstrap, mean, median, wilson
 
 MACHINE_AXES = frozenset({"warm", "cold", "joules"})
 """Axes that mean something on one machine only."""
@@ -191,7 +191,7 @@ class Ratio(NamedTuple):
         return self.interval.excludes(1.0)
 
 
-def cost_ratio(first: Sequence[Reach], second: Sequence[Reach]) -> Ratio:
+def cost_ratio(first: Sequence[Reach], second: Sequence[Reach], *, level: float = LEVEL) -> Ratio:
     """Geometric mean of paired ratios, over the problems and seeds that both solved.
 
     Each problem counts once, whatever its number of seeds. Resampled are families of problems where
@@ -228,9 +228,12 @@ def cost_ratio(first: Sequence[Reach], second: Sequence[Reach]) -> Ratio:
         of = {a.problem: a.group for a, _ in joint}
         values = np.array([logs[[x == name for x in labels]].mean(axis=0) for name in names])
         groups = [of[name] if unit == "group" else name for name in names]
-    found = bootstrap(mean, values[:, 0], low=values[:, 1], high=values[:, 2], groups=groups)
+    found = bootstrap(
+        mean, values[:, 0], low=values[:, 1], high=values[:, 2],
+        groups=groups, student=True, level=level,
+    )  # fmt: skip
     return Ratio(
-        Interval(*(math.exp(x) for x in found[:3]), found.count),
+        Interval(_exp(found.estimate), _exp(found.low), _exp(found.high), found.units),
         unit,
         len(joint),
         sum(a.reached and not b.reached for a, b in pairs),
@@ -243,6 +246,10 @@ def log_ratio(a: float, b: float, axis: str) -> float:
     """log(a / b); two costs of zero are equal, one alone counts as the smallest unit."""
     least = _FREE.get(axis, 1.0)
     return 0.0 if a == b else math.log(max(a, least) / max(b, least))
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0))
 
 
 def _unit(trials: Sequence[Reach]) -> str:

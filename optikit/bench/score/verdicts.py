@@ -135,7 +135,7 @@ def _level(problem: ProblemScore, target: float) -> str:
     from optikit.bench.score.fronts import standings
 
     order = [s for s in standings(problem, target, "warm") if s.place == 1]
-    level = [s for s in order[1:] if s.behind is not None and s.behind.interval.count > 1]
+    level = [s for s in order[1:] if s.behind is not None and s.behind.interval.units > 1]
     if not level:
         return ""
     return f" Not separable from {order[0].variant}: {_listed([s.variant for s in level])}."
@@ -186,7 +186,7 @@ def _strongest(sweep: Sweep, target: float, axis: str, *, second_order: bool) ->
 def _turning(found: Crossover, sweep: Sweep) -> str:
     """Where the lead changes hands, in words."""
     names = {"first": found.first, "second": found.second}
-    if max((r.interval.count for r in found.ratios if r), default=0) <= 1:
+    if max((r.interval.units for r in found.ratios if r), default=0) <= 1:
         ratios = ", ".join(
             f"{r.interval.estimate:.2g} at {s:g}"
             for s, r in zip(found.sizes, found.ratios, strict=True)
@@ -237,11 +237,11 @@ def rating_verdict(
     top = ranked[0]
     lead, low, high = (2.0**x for x in top.score[:3])
     firm = "" if top.score.excludes(0.0) else ", which is not separable from it"
+    doubt = f"{low:.2g} to {high:.2g}, best in {top.best:.0%} of resamples"
     return (
         f"Over {len(table.problems)} problems, against {table.reference} in "
-        f"{SPOKEN.get(axis, axis)}, {top.solver} rates best: {lead:.3g}x cheaper "
-        f"({low:.2g} to {high:.2g}){firm}; best in {top.best:.0%} of resamples, place {top.places[0]} to {top.places[1]} when any one "
-        "problem is left out."
+        f"{SPOKEN.get(axis, axis)}, {top.solver} rates best: {lead:.3g}x cheaper ({doubt}){firm}; "
+        f"place {top.places[0]} to {top.places[1]} when any one problem is left out."
     )
 
 
