@@ -274,6 +274,7 @@ def test_what_a_gone_run_left_in_the_queue_is_not_run_twice(slurm, study, tmp_pa
 # --- without a cluster ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_submitits_processes_on_this_machine(study, tmp_path):
     pytest.importorskip("submitit")
     wanted, folder = study(0.0, 1), tmp_path / "results"
