@@ -56,11 +56,17 @@ def mark(kind: str) -> None:
     _mark.bind(kind=kind)
 
 
-def count_cost(function: Callable[..., Any]) -> Callable[..., tuple[Any, Cost]]:
+def count_cost(
+    function: Callable[..., Any], unknown: set[str] | None = None
+) -> Callable[..., tuple[Any, Cost]]:
     """A function that returns (function(*args), the Cost of that call).
 
     The result can be jitted, and batched. The counters are float64 where x64 is enabled (as it
     should be for totals above 2^24), float32 otherwise.
+
+    Args:
+      unknown: takes the names of operations whose FLOPs are not known here, and are left out; it is
+        filled while the program is traced.
 
     Example:
       >>> cost = count_cost(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 5)))[1]
@@ -70,18 +76,13 @@ def count_cost(function: Callable[..., Any]) -> Callable[..., tuple[Any, Cost]]:
 
     def counted(*args: Any) -> tuple[Any, Cost]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        if unknown is not None:
+            _search(closed.jaxpr, unknown)
         outs, total = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
         cost = Cost(total[0], total[1], Counts(*total[2:]))
         return jax.tree.unflatten(jax.tree.structure(shape), outs), cost
 
     return counted
-
-
-def unpriced(function: Callable[..., Any], *args: Any) -> list[str]:
-    """Names of the operations of a program whose FLOPs are not known here, and are left out."""
-    found: set[str] = set()
-    _search(jax.make_jaxpr(function)(*args).jaxpr, found)
-    return sorted(found)
 
 
 def _search(jaxpr: jex.Jaxpr, found: set[str]) -> None:
