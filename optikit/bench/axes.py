@@ -1,6 +1,7 @@
 """The axes of cost: each defined once, with its unit and how it was obtained."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 KINDS = ("value", "grad", "jvp", "vjp", "hvp", "ggnvp", "hessian", "jacobian")
@@ -131,3 +132,13 @@ AXES: dict[str, Axis] = {
         ),
     )
 }
+
+
+def known_axes(curves: Iterable[dict[str, list[float]]]) -> list[Axis]:
+    """The axes on which some trial had a cost, of each trial's costs by axis."""
+    seen = {key for costs in curves for key, column in costs.items() if any(map(_spent, column))}
+    return [axis for key, axis in AXES.items() if key in seen]
+
+
+def _spent(cost: float) -> bool:
+    return math.isfinite(cost) and cost > 0
