@@ -94,7 +94,7 @@ def _processor_mhz() -> float | None:
 
 
 def _threads() -> dict[str, tuple[int, int]]:
-    """(nanoseconds run, nanoseconds waited for a core) by thread; empty if the system keeps none."""
+    """Nanoseconds run, and waited for a core, by thread; empty if the system keeps none."""
     found = {}
     for file in pathlib.Path("/proc/self/task").glob("*/schedstat"):
         try:

@@ -31,7 +31,7 @@ class Idle(NamedTuple):
 
 
 def joules(run: Callable[[], object]) -> float | None:
-    """Joules of one call of `run` (which must wait for the device), above idling; None if unsure."""
+    """Joules above idling of one call of `run`, which waits for the device; None if unsure."""
     device = nvml.device()
     if device is None:
         return None

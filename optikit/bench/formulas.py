@@ -22,7 +22,7 @@ _ARITHMETIC = {
     "integer_pow", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p", "sin", "cos",
     "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
     "logistic", "erf", "erfc", "erf_inv", "lgamma", "digamma", "polygamma", "zeta", "floor", "ceil",
-    "round", "clamp", "nextafter", "add_any", "igamma", "igammac", "igamma_grad_a", "random_gamma_grad",
+    "round", "clamp", "nextafter", "add_any", "igamma", "igammac", "igamma_grad_a",
     "bessel_i0e", "bessel_i1e", "regularized_incomplete_beta", "reduce_precision",
 }  # fmt: skip
 _REDUCTIONS = {
@@ -159,7 +159,7 @@ def _fft(eqn: Any) -> float:
 
 
 def _sort(eqn: Any) -> float:
-    """n log2 n comparisons of the first key, along the sorted axis."""
+    """N log2 n comparisons of the first key, along the sorted axis."""
     shape = eqn.invars[0].aval.shape
     length = shape[eqn.params["dimension"]]
     return math.prod(shape) * math.log2(max(length, 2))

@@ -102,7 +102,9 @@ def open_device(index: int) -> Device | None:
 
 
 def _handle(module: Any, index: int) -> Any:
-    visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
+    visible = [
+        v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()
+    ]
     name = visible[index] if index < len(visible) else str(index)
     if name.isdigit():
         return module.nvmlDeviceGetHandleByIndex(int(name))

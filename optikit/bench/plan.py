@@ -67,9 +67,17 @@ class Job(BaseModel):
 
     def of_problem(self) -> "Job":
         """The job of what this trial shares with all others on its problem."""
-        own = {"optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"}
-        fields = self.model_dump(exclude=own)
-        return Job(**fields | {"kind": "problem", "code": code_version(self.problem_use)})
+        blank: dict[str, Any] = {"kind": "problem", "code": code_version(self.problem_use)}
+        for name in (
+            "optimizer",
+            "optimizer_use",
+            "optimizer_arguments",
+            "variant",
+            "seed",
+            "round",
+        ):
+            blank[name] = type(self).model_fields[name].default
+        return self.model_copy(update=blank)
 
 
 def plan(study: Study) -> list[Job]:

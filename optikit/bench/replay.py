@@ -27,9 +27,7 @@ class Along(NamedTuple):
     unknown: list[str]
 
 
-def costs_along(
-    problem: Problem, optimizer: Optimizer, key: jax.Array, steps: list[int]
-) -> Along:
+def costs_along(problem: Problem, optimizer: Optimizer, key: jax.Array, steps: list[int]) -> Along:
     """What a run cost up to some steps (the first is 0): replayed with a counter, off the clock."""
     start_key, run_key = jax.random.split(key)
     start_function, go_function = functions(problem, optimizer, tap=mark)

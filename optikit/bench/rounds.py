@@ -46,7 +46,7 @@ def _merged(rounds: list[Record]) -> Record:
         for row in record.rows:
             by_step.setdefault(row["step"], []).append(row)
     rows = []
-    floor = dict.fromkeys(_CLOCKED, 0.0)
+    floor: dict[str, float] = dict.fromkeys(_CLOCKED, 0.0)
     for row in first.rows:
         clocks = _clocks(by_step.get(row["step"], [row]))
         # a round that ended sooner drops out of later medians: costs still never fall
