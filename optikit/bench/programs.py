@@ -37,6 +37,7 @@ def programs(
 ) -> Programs:
     """Compile, with a stamp after each stage."""
     spent = {"trace": 0.0, "lower": 0.0, "compile": 0.0}
+    options = dict(compiler_options((params, problem.args), params)) or None
 
     def build(function, *args):
         marks = [time.perf_counter()]
@@ -44,7 +45,7 @@ def programs(
         marks.append(time.perf_counter())
         lowered = traced.lower()
         marks.append(time.perf_counter())
-        compiled = lowered.compile(dict(compiler_options(args)) or None)
+        compiled = lowered.compile(options)
         marks.append(time.perf_counter())
         for stage, a, b in zip(spent, marks[:-1], marks[1:], strict=True):
             spent[stage] += b - a
