@@ -4,23 +4,19 @@ The same job may be run again after a kill: it writes its record once, atomicall
 """
 
 import contextlib
-import pathlib
 import time
 import traceback
 from typing import Any
 
-from optikit.bench import environment, store
+from optikit.bench import environment
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
 
 
-def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
+def run_job(job: Job) -> Record:
     """Run a job in this process; a failure is a record too, with its traceback.
 
     Inside, x64 and the matmul precision are the job's, whatever the process has set.
-
-    Args:
-      folder: of results, where the problem's best known value is looked up.
     """
     import jax
 
@@ -35,7 +31,7 @@ def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
             if job.kind == "problem":
                 facts = _problem_job(job)
             else:
-                facts, rows = _trial_job(job, _shared(job, folder))
+                facts, rows = _trial_job(job)
             facts["error"] = None
         except Exception as error:  # a failing solver is a result, not the end of the study
             facts = {
@@ -48,21 +44,12 @@ def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
     return Record(job.model_dump(mode="json") | {"id": job.id}, facts, rows)
 
 
-def _shared(job: Job, folder: pathlib.Path | None) -> dict[str, Any]:
-    """The facts of the trial's problem as far as they are recorded yet."""
-    with contextlib.suppress(store.StoreError):  # a damaged record is for the report to tell
-        record = None if folder is None else store.read(folder, job.of_problem().id)
-        if record is not None:
-            return record.facts
-    return {}
-
-
 def _problem_job(job: Job) -> dict[str, Any]:
     import jax
 
     from optikit.bench.prices import prices
-    from optikit.bench.referee import reference
-    from optikit.bench.resolve import problem_of
+    from optikit.bench.referee import referee, reference
+    from optikit.bench.resolve import fingerprint, problem_of
     from optikit.core import tree
 
     problem = problem_of(job)
@@ -71,13 +58,15 @@ def _problem_job(job: Job) -> dict[str, Any]:
     known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
     return {
         "reference": known._asdict(),
+        "checksum": fingerprint(jax.device_get(problem.args)),
+        "start_value": referee(problem)(problem.start(key))[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
         "description": problem.description,
     }
 
 
-def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
     from optikit.bench.execute import Goal, measure
@@ -88,7 +77,7 @@ def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[d
     problem = problem_of(job)
     cast, optimizer = problem.cast(job.dtype), optimizer_of(job)
     key = jax.random.fold_in(jax.random.key(0), job.seed)
-    known = shared.get("reference", {}).get("value", problem.optimum)
+    known = problem.optimum if job.known is None else job.known
     run = measure(
         cast,
         optimizer,
@@ -142,3 +131,11 @@ def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    from optikit.bench.attempt import main
+
+    sys.exit(main(sys.argv[1:]))
