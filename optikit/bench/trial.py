@@ -96,13 +96,28 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "seconds": run.seconds,
         "memory": run.memory,
         "memory_bytes": run.memory["program_bytes"],
-        "clock": run.clock | {"runs": run.warm.runs, "coverage": run.warm.coverage},
+        "clock": run.clock
+        | {
+            "runs": run.warm.runs,
+            "coverage": run.warm.coverage,
+            "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
+        },
         "invalid": run.clock["invalid"],
         "known": known,
         "ledger_agrees": None if along is None else along.ledger_agrees,
         "unpriced": None if along is None else along.unknown,
         "trace": run.trace,
     }, _rows(run, along)
+
+
+def _mismatched(params: Any, dtype: str) -> list[str]:
+    """A mark for parameters that did not stay in the precision asked for."""
+    import jax
+    import jax.numpy as jnp
+
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    strays = [k for k in kinds if jnp.issubdtype(k, jnp.floating) and k != jnp.dtype(dtype)]
+    return ["mismatched"] if strays else []
 
 
 def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
