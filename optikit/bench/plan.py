@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 import optikit
+from optikit.bench import peers
 from optikit.bench.signature import module_file
 from optikit.bench.spec import Budget, Measure, OptimizerUse, Study, variants
 
@@ -120,7 +121,9 @@ def code_version(*uses: str) -> str:
     """A hash of optikit's sources and of the modules that import paths name."""
     digest = hashlib.sha256(_own_sources().encode())
     for use in uses:
-        if ":" in use:
+        if peers.is_peer(use):
+            digest.update(f"{use} {peers.version(use)}".encode())
+        elif ":" in use:
             file = module_file(use.partition(":")[0])
             digest.update(file.read_bytes() if file else use.encode())
     return digest.hexdigest()[:16]

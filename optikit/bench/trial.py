@@ -4,11 +4,12 @@ The same job may be run again after a kill: it writes its record once, atomicall
 """
 
 import contextlib
+import functools
 import time
 import traceback
 from typing import Any
 
-from optikit.bench import environment
+from optikit.bench import environment, peers
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
 
@@ -71,18 +72,25 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from optikit.bench.resolve import optimizer_of, problem_of
 
     problem = problem_of(job)
-    cast, optimizer = problem.cast(job.dtype), optimizer_of(job)
-    key = jax.random.fold_in(jax.random.key(0), job.seed)
-    run = measure(
-        cast,
-        optimizer,
-        key,
+    cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
+    if peers.is_peer(job.optimizer_use):
+        optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
+        measured, counted = optimizer.measure, optimizer.flops
+        told = optimizer.facts
+    else:
+        optimizer = optimizer_of(job)
+        measured = functools.partial(measure, optimizer=optimizer)
+        counted = functools.partial(flops_along, optimizer=optimizer)
+        told = dict
+    run = measured(
+        problem=cast,
+        key=key,
         budget=job.budget,
         repeats=job.measure.repeats,
         growth=job.measure.growth,
     )
     verdicts = judge(problem, run.params)
-    flops = flops_along(cast, optimizer, key, run.steps) if job.measure.flops else None
+    flops = counted(problem=cast, key=key, steps=run.steps) if job.measure.flops else None
     warm = np.asarray(run.warm_seconds)
     rows = [
         {
@@ -105,4 +113,5 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "method": optimizer.name,
         "seconds": run.seconds,
         "memory_bytes": run.memory_bytes,
+        **told(),
     }, rows
