@@ -7,6 +7,7 @@ any change makes a new one.
 
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from typing import Any, Literal
@@ -28,6 +29,9 @@ class Job(BaseModel):
       problem: label of the problem. use: its factory. arguments: of the factory.
       optimizer: likewise, empty for a "problem".
       variant: the optimizer's label with the arguments that were swept.
+      round: which repetition of the trial in a process of its own.
+      targets: what first hits are narrowed for; no part of its identity, since other targets are
+        read off the same records.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,16 +44,18 @@ class Job(BaseModel):
     optimizer_arguments: dict[str, Any] = {}
     variant: str = ""
     seed: int = 0
+    round: int = 0
     budget: Budget = Budget()
     dtype: str = "float64"
     matmul_precision: str = "highest"
     measure: Measure = Measure()
+    targets: list[float] = []
     code: str = ""
 
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude={"targets"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -57,19 +63,27 @@ class Job(BaseModel):
         """For people."""
         if self.kind == "problem":
             return f"{self.problem} · reference"
-        return f"{self.problem} · {self.variant} · seed {self.seed}"
+        again = f" · round {self.round + 1}" if self.round else ""
+        return f"{self.problem} · {self.variant} · seed {self.seed}{again}"
+
+    def of_problem(self) -> "Job":
+        """The job of what this trial shares with all others on its problem."""
+        own = {"optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"}
+        fields = self.model_dump(exclude=own)
+        return Job(**fields | {"kind": "problem", "code": code_version(self.problem_use)})
 
 
 def plan(study: Study) -> list[Job]:
     """All jobs of a study: the problems first, then trials interleaved over optimizers.
 
-    Seeds are the outer loop, so that a drift of the machine's speed meets every solver alike.
+    Rounds and seeds are the outer loops, so that a drift of the machine's speed meets every solver
+    alike.
     """
     jobs = [
         _job(study, label, kind="problem", code=code_version(use.use))
         for label, use in study.problems.items()
     ]
-    for seed in study.seeds:
+    for repetition, seed in itertools.product(range(study.measure.rounds), study.seeds):
         for label, problem in study.problems.items():
             for name, optimizer in study.optimizers.items():
                 if optimizer.problems is not None and label not in optimizer.problems:
@@ -85,6 +99,7 @@ def plan(study: Study) -> list[Job]:
                             optimizer_arguments=arguments,
                             variant=_variant(name, optimizer, arguments),
                             seed=seed,
+                            round=repetition,
                             code=code_version(problem.use, optimizer.use),
                         )
                     )
@@ -101,6 +116,7 @@ def _job(study: Study, label: str, **fields: Any) -> Job:
         dtype=study.dtype,
         matmul_precision=study.matmul_precision,
         measure=study.measure,
+        targets=study.targets,
         **fields,
     )
 

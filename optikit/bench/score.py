@@ -3,7 +3,7 @@
 f* of a problem is the best referee value of its reference solve and of all trials. A trial's gap is
 (f - f*) / (f0 - f*), with f0 the referee's value at its start, so a target means the same for every
 solver. The cost to a target is that of the first snapshot at or below it: an upper bound, with the
-previous snapshot as the lower one.
+previous snapshot as the lower one. Where a trial was repeated in several processes, they are one.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from optikit.bench.axes import AXES, calls
 from optikit.bench.plan import Job
+from optikit.bench.rounds import merged
 from optikit.bench.store import Record
 
 ROUNDING = 1e-14
@@ -63,6 +64,7 @@ class ProblemScore(NamedTuple):
 
 def score(jobs: list[Job], records: dict[str, Record]) -> list[ProblemScore]:
     """Scores by problem, in the study's order; failed and missing trials are left out."""
+    jobs, records = merged(jobs, records)
     labels = list(dict.fromkeys(job.problem for job in jobs))
     return [s for s in (_score_problem(label, jobs, records) for label in labels) if s is not None]
 

@@ -16,6 +16,6 @@ def run_inline(
 
     for job in jobs:
         begun(job)
-        record = run_job(job)
+        record = run_job(job, folder)
         store.write(folder, job.id, record)
         yield job, record.facts["error"] or ""

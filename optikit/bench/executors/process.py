@@ -77,7 +77,7 @@ def work(job_json: str, folder: str, path: list[str]) -> None:
     warnings.simplefilter("default")
     from optikit.bench.trial import run_job
 
-    store.write(pathlib.Path(folder), job.id, run_job(job))
+    store.write(pathlib.Path(folder), job.id, run_job(job, pathlib.Path(folder)))
 
 
 def _allowance(job: Job) -> float:

@@ -13,8 +13,9 @@ from optikit.bench.peers.catalogue import LIBRARIES, complaint, declared, is_pee
 if TYPE_CHECKING:
     import jax
 
-    from optikit.bench.execute import Run
-    from optikit.bench.spec import Budget
+    from optikit.bench.execute import Goal, Judge, Run
+    from optikit.bench.replay import Along
+    from optikit.bench.spec import Budget, Measure
     from optikit.problems import Problem
 
 
@@ -27,8 +28,9 @@ class Peer(Protocol):
         ...
 
     def measure(
-        self, problem: "Problem", key: "jax.Array", *, budget: "Budget", repeats: int, growth: float
-    ) -> "Run":
+        self, problem: "Problem", key: "jax.Array", *,
+        budget: "Budget", how: "Measure", judge: "Judge", goal: "Goal | None" = None,
+    ) -> "Run":  # fmt: skip
         """As `optikit.bench.execute.measure`.
 
         Raises:
@@ -36,8 +38,8 @@ class Peer(Protocol):
         """
         ...
 
-    def flops(self, problem: "Problem", key: "jax.Array", steps: list[int]) -> list[float] | None:
-        """Cumulative model FLOPs at each snapshot; None where the library does not show them."""
+    def costs(self, problem: "Problem", key: "jax.Array", steps: list[int]) -> "Along | None":
+        """Model FLOPs and bytes at some steps; None where the library does not show them all."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -57,10 +59,9 @@ def peer_of(use: str, arguments: dict[str, Any]) -> Peer:
         raise (ImportError if "not installed" in wrong else ValueError)(wrong)
     library, _, method = use.partition(":")
     if library == "scipy":
-        from optikit.bench.peers.host import HostPeer
-        from optikit.bench.peers.scipy_methods import scipy_method
+        from optikit.bench.peers.scipy_methods import ScipyPeer
 
-        return HostPeer(scipy_method(method, arguments))
+        return ScipyPeer(method, arguments)
     if library == "sklearn":
         from optikit.bench.peers.sklearn_models import SklearnPeer
 

@@ -81,13 +81,9 @@ LIBRARIES: dict[str, Library] = {
         "bench",
         "an iteration of fit(max_iter=...), for sag and saga a pass over the data; a direct solver "
         "is one step",
-        {
-            name: ()
-            for name in (
-                "lbfgs", "newton-cg", "newton-cholesky", "sag", "saga",
-                "svd", "cholesky", "lsqr",
-            )
-        },
+        dict.fromkeys(
+            ("lbfgs", "newton-cg", "newton-cholesky", "sag", "saga", "svd", "cholesky", "lsqr"), ()
+        ),
     ),
     "jaxopt": Library(
         "jaxopt",

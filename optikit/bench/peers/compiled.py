@@ -2,9 +2,9 @@
 
 Each library's documented stepping interface (jaxopt: init_state and update; optimistix: init, step
 and terminate) becomes an `Optimizer` over the vector of parameters. Chunks, snapshots and warm runs
-are then those of `execute.measure`: one executable, whose number of steps is an argument. A snapshot
-is the library's own current point. The library differentiates the objective itself; its calls are
-counted in a replay off the clock, see `taps`.
+are then those of `execute.measure`: one executable, whose number of steps is an argument. A
+snapshot is the library's own current point. The library differentiates the objective itself; its
+calls are counted in a replay off the clock, see `taps`.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from optikit.bench import execute
 from optikit.bench.peers.catalogue import about
 from optikit.bench.peers.flat import Flat, flat, residuals_of
 from optikit.bench.peers.taps import Tally, tapped
-from optikit.bench.spec import Budget
+from optikit.bench.programs import functions
+from optikit.bench.replay import Along, costs_along
+from optikit.bench.spec import Budget, Measure
 from optikit.calculus import Eval, Oracle, black_box
 from optikit.core import Counts, Status
 from optikit.optimizers import Optimizer, StepInfo
@@ -62,29 +64,33 @@ class CompiledPeer:
         return f"{self.library}:{self.method}"
 
     def measure(
-        self, problem: Problem, key: jax.Array, *, budget: Budget, repeats: int, growth: float
-    ) -> execute.Run:
+        self, problem: Problem, key: jax.Array, *,
+        budget: Budget, how: Measure, judge: execute.Judge, goal: execute.Goal | None = None,
+    ) -> execute.Run:  # fmt: skip
         """As `execute.measure`."""
         entered = flat(problem, jax.random.split(key)[0])
         run = execute.measure(
-            _over(entered), self._optimizer(entered), key,
-            budget=budget, repeats=repeats, growth=growth,
+            _over(entered), self._optimizer(entered), key, budget=budget, goal=goal,
+            how=how.model_copy(update={"trace": False}),
+            judge=lambda vector: judge(entered.unravel(vector)),
         )  # fmt: skip
         evaluate = jax.jit(entered.value)
-        with jax.enable_x64(True):
-            values = [float(evaluate(v, *problem.args)) for v in run.params]
-        return run._replace(
-            values=values,
-            counts=self._counted(entered, key, run.steps),
-            params=[jax.device_get(entered.unravel(v)) for v in run.params],
-        )
+        counts = self._counted(entered, key, [s.step for s in run.snapshots])
+        snapshots = [
+            snapshot._replace(
+                value=float(evaluate(snapshot.params, *problem.args)),
+                counts=counted,
+                params=jax.device_get(entered.unravel(snapshot.params)),
+            )
+            for snapshot, counted in zip(run.snapshots, counts, strict=True)
+        ]
+        return run._replace(snapshots=snapshots)
 
-    def flops(self, problem: Problem, key: jax.Array, steps: list[int]) -> list[float] | None:
-        """As `execute.flops_along`; None where the library's solver hides its arithmetic."""
-        if self.library == "optimistix" and self.method in SUMS_OF_SQUARES:
-            return None  # lineax's solves are opaque to the walker
+    def costs(self, problem: Problem, key: jax.Array, steps: list[int]) -> Along | None:
+        """As `replay.costs_along`; None where part of the library's arithmetic cannot be seen."""
         entered = flat(problem, jax.random.split(key)[0])
-        return execute.flops_along(_over(entered), self._optimizer(entered), key, steps)
+        along = costs_along(_over(entered), self._optimizer(entered), key, steps)
+        return None if along.unknown else along
 
     def facts(self) -> dict[str, Any]:
         """The library."""
@@ -105,7 +111,7 @@ class CompiledPeer:
     def _counted(self, entered: Flat, key: jax.Array, steps: list[int]) -> list[Counts]:
         tally = Tally(scalar=self.method not in SUMS_OF_SQUARES)
         problem, optimizer = _over(entered), self._optimizer(entered, tally)
-        start, go = map(jax.jit, execute.functions(problem, optimizer))
+        start, go = map(jax.jit, functions(problem, optimizer))
         begun = start(entered.start, problem.args, jax.random.split(key)[1])
         progress = jax.block_until_ready(begun)
         counts = []

@@ -52,6 +52,8 @@ def residuals_of(problem: Flat, method: str) -> Callable[..., Any]:
     """
     if problem.residuals is None:
         objective: Any = problem.problem.objective
-        msg = f"{method} needs a sum of squares, and not a robust one; got {fingerprint(objective)}."
+        msg = (
+            f"{method} needs a sum of squares, and not a robust one; got {fingerprint(objective)}."
+        )
         raise TypeError(msg)
     return problem.residuals

@@ -1,4 +1,4 @@
-"""scikit-learn's linear models: the same objective, translated and checked, fitted by their own code.
+"""scikit-learn's linear models: the same objective, translated, checked and fitted by their code.
 
 They do not come to our door: objective, gradient and Hessian are theirs. A problem is translated
 into an estimator's parameters and compared with that estimator's documented objective at random
@@ -10,17 +10,17 @@ included. Their calls are counted in such runs off the clock, at their own loss.
 import contextlib
 import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optikit.bench.execute import UNINTERRUPTED_SECONDS, Run
+from optikit.bench.execute import UNINTERRUPTED_SECONDS, Goal, Judge, Run
 from optikit.bench.peers.catalogue import about
-from optikit.bench.spec import Budget
+from optikit.bench.peers.host import Stop, measure_session
+from optikit.bench.spec import Budget, Measure
 from optikit.calculus.objective import value_and_aux
 from optikit.core import Counts, Status
 from optikit.problems import Problem
@@ -74,16 +74,16 @@ def linear_problem(problem: Problem, start: Any) -> LinearProblem:
     objective: Any = problem.objective
     if objective.kind != "composite" or objective.loss.name not in _PER_EXAMPLE:
         what = objective.loss.name if objective.loss else objective.kind
-        raise _refusal(f"the objective is {what}, not one of {', '.join(_PER_EXAMPLE)}")
+        _refuse(f"the objective is {what}, not one of {', '.join(_PER_EXAMPLE)}")
     if len(problem.args) != 2 or getattr(problem.args[0], "ndim", 0) != 2:
-        raise _refusal("it takes a matrix of inputs and their targets, without weights")
+        _refuse("it takes a matrix of inputs and their targets, without weights")
     inputs, targets = map(np.asarray, problem.args)
     leaves, structure = jax.tree.flatten(start)
     ranks = [np.ndim(leaf) for leaf in leaves]
     places = [i for i, leaf in enumerate(leaves) if np.shape(leaf)[:1] == inputs.shape[1:]]
     place = max(places, key=lambda i: ranks[i], default=None)
     if place is None or len(leaves) > 2 or targets.ndim != 1:
-        raise _refusal("the parameters are not weights for each input and at most a bias")
+        _refuse("the parameters are not weights for each input and at most a bias")
     rest = [i for i in range(len(leaves)) if i != place]
 
     def pack(weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -101,8 +101,9 @@ def linear_problem(problem: Problem, start: Any) -> LinearProblem:
     return found
 
 
-def _refusal(reason: str) -> TypeError:
-    return TypeError(f"scikit-learn does not minimise this problem: {reason}.")
+def _refuse(reason: str) -> NoReturn:
+    msg = f"scikit-learn does not minimise this problem: {reason}."
+    raise TypeError(msg)
 
 
 def _l2(objective: Any, model: LinearProblem) -> float:
@@ -117,7 +118,9 @@ def _l2(objective: Any, model: LinearProblem) -> float:
 def _check(problem: Problem, model: LinearProblem) -> None:
     """Compare the two objectives at random points, up to a constant."""
     rng = np.random.default_rng(0)
-    exact = problem.cast("float64")
+    with jax.enable_x64(True):
+        exact = problem.cast("float64")
+        args = jax.tree.map(jnp.asarray, exact.args)
     inputs, targets = np.asarray(model.inputs, float), np.asarray(model.targets, float)
     differences = []
     for scale in (0.0, 0.3, 1.0):
@@ -128,10 +131,10 @@ def _check(problem: Problem, model: LinearProblem) -> None:
         theirs += model.l2 / 2 * np.sum(weights**2)
         with jax.enable_x64(True):
             params = jax.tree.map(jnp.asarray, model.pack(weights, bias))
-            ours = value_and_aux(exact.objective, params, jax.tree.map(jnp.asarray, exact.args))[0]  # type: ignore[arg-type]
+            ours = value_and_aux(exact.objective, params, args)[0]  # type: ignore[arg-type]
         differences.append(float(ours) - theirs)
     if not np.allclose(differences, differences[0], rtol=0, atol=1e-7 * (1 + abs(theirs))):
-        raise _refusal(
+        _refuse(
             f"it is not the mean of {model.loss} over linear outputs with an L2 penalty on the "
             "weights alone"
         )
@@ -146,12 +149,12 @@ def estimator(model: LinearProblem, solver: str, *, seed: int) -> Callable[[int]
     from sklearn import linear_model
 
     if solver not in _SOLVERS[model.loss]:
-        raise _refusal(f"{solver} is not for {model.loss}; it has {', '.join(_SOLVERS[model.loss])}")
+        _refuse(f"{solver} is not for {model.loss}; it has {', '.join(_SOLVERS[model.loss])}")
     m = len(model.inputs)
     common = {"solver": solver, "fit_intercept": model.bias is not None, "tol": TINY}
     if model.loss == "squared_error":
         if np.any(model.weights) or np.any(model.bias):
-            raise _refusal("its least squares start at zero")
+            _refuse("its least squares start at zero")
         alpha = model.l2 * m / 2
         return lambda k: linear_model.Ridge(alpha, max_iter=k, random_state=seed, **common)
     if model.loss in ("poisson", "gamma"):
@@ -160,8 +163,10 @@ def estimator(model: LinearProblem, solver: str, *, seed: int) -> Callable[[int]
         return lambda k: _begun(model, glm(alpha=model.l2, max_iter=k, warm_start=True, **common))
     classes = 2 if model.loss == "logistic" else model.weights.shape[1]
     found = np.unique(model.targets)
-    if not np.array_equal(found, np.arange(classes)) or (classes == 2) != (model.loss == "logistic"):
-        raise _refusal("the labels are not 0, 1, ..., each present, or softmax has two classes")
+    if not np.array_equal(found, np.arange(classes)) or (classes == 2) != (
+        model.loss == "logistic"
+    ):
+        _refuse("the labels are not 0, 1, ..., each present, or softmax has two classes")
     strength = 1 / (model.l2 * m) if model.l2 else np.inf
     return lambda k: _begun(
         model,
@@ -192,79 +197,96 @@ class SklearnPeer:
         return f"sklearn:{self.solver}"
 
     def measure(
-        self, problem: Problem, key: jax.Array, *, budget: Budget, repeats: int, growth: float
-    ) -> Run:
+        self, problem: Problem, key: jax.Array, *,
+        budget: Budget, how: Measure, judge: Judge, goal: Goal | None = None,
+    ) -> Run:  # fmt: skip
         """As `execute.measure`."""
         start_key, run_key = jax.random.split(key)
-        model = linear_problem(problem, problem.start(start_key))
+        start = problem.start(start_key)
+        model = linear_problem(problem, start)
         seed = int(jax.random.randint(run_key, (), 0, 2**31 - 1))
         make = estimator(model, self.solver, seed=seed)
-        targets = model.targets.astype(int) if model.loss in _CLASSES else model.targets
-        data = model.inputs, targets
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # of tolerances that cannot be met
-            _timed(make(1), data)  # first touch, discarded
-            fits, status = self._grid(make, data, budget, growth)
-            steps = [0, *(step for step, _, _ in fits)]
-            warm = [
-                [0.0, *np.maximum.accumulate([_timed(make(s), data)[1] for s in steps[1:]])]
-                for _ in range(repeats)
-            ]
-            counts = [Counts(), *(self._counted(make(step), data) for step in steps[1:])]
-        params = [problem.start(start_key), *(_params(model, fitted) for _, fitted, _ in fits)]
-        evaluate = jax.jit(lambda p, args: value_and_aux(problem.objective, p, args)[0])  # type: ignore[arg-type]
-        params = [jax.tree.map(lambda x: np.asarray(x, model.weights.dtype), p) for p in params]
-        return Run(
-            steps=steps,
-            params=params,
-            values=[float(evaluate(p, problem.args)) for p in params],
-            counts=counts,
-            first_seconds=[0.0, *np.maximum.accumulate([s for _, _, s in fits]).tolist()],
-            warm_seconds=[[float(s) for s in row] for row in warm],
-            status=status,
-            seconds={"trace": 0.0, "lower": 0.0, "compile": 0.0, "begin": 0.0},
-            memory_bytes=None,
-        )
+        session = SklearnSession(problem, start, model, make, self.solver)
+        return measure_session(session, budget=budget, how=how, judge=judge, goal=goal)
 
-    def flops(self, problem: Problem, key: jax.Array, steps: list[int]) -> None:
+    def costs(self, problem: Problem, key: jax.Array, steps: list[int]) -> None:
         """None: a library's arithmetic on the host cannot be seen."""
 
     def facts(self) -> dict[str, Any]:
         """The library."""
         return {"peer": about(self.name)}
 
-    def _grid(
-        self, make: Callable[[int], Any], data: tuple, budget: Budget, growth: float
-    ) -> tuple[list[tuple[int, Any, float]], Status]:
-        """Fits of growing length: (iterations taken, fitted, seconds) until the budget is used."""
-        fits: list[tuple[int, Any, float]] = []
+
+@dataclasses.dataclass
+class SklearnSession:
+    """See `optikit.bench.peers.host.Session`."""
+
+    problem: Problem
+    start: Any
+    model: LinearProblem
+    make: Callable[[int], Any]
+    solver: str
+
+    def __post_init__(self) -> None:
+        """Data as scikit-learn wants it, and nothing to compile."""
+        model = self.model
+        targets = model.targets.astype(int) if model.loss in _CLASSES else model.targets
+        self.data = model.inputs, targets
+        self.size: int = model.inputs.size + model.weights.size
+        self.seconds: dict[str, float] = dict.fromkeys(("trace", "lower", "compile"), 0.0)
+        self.counted: dict[int, Counts] = {}
+        self.evaluate = jax.jit(
+            lambda p: value_and_aux(self.problem.objective, p, self.problem.args)[0]  # type: ignore[arg-type]
+        )
+
+    def explore(self, budget: Budget, growth: float) -> tuple[list[Stop], Status]:
+        """Fits of growing length until the budget is used."""
+        stops = [Stop(0, self.start, Counts(), 0.0)]
         limit = 0
         while limit < budget.steps:
-            slow = bool(fits) and fits[-1][2] > UNINTERRUPTED_SECONDS
+            slow = stops[-1].seconds > UNINTERRUPTED_SECONDS
             rate = max(growth, SPARSER_GROWTH) if slow else growth
             limit = min(budget.steps, max(limit + 1, int(rate * limit)))
-            fitted, seconds = _timed(make(limit), data)
-            taken = self._iterations(fitted, limit)
-            if fits and taken <= fits[-1][0]:
-                return fits, Status.STALLED
-            fits.append((taken, fitted, seconds))
+            stop = self._fitted(limit)
+            if stop.step <= stops[-1].step:
+                return stops, Status.STALLED
+            stops.append(stop._replace(seconds=max(stop.seconds, stops[-1].seconds)))
             if self.solver in _DIRECT:
-                return fits, Status.CONVERGED
-            if taken < limit:
-                return fits, Status.STALLED
-            if seconds >= budget.seconds:
-                return fits, Status.OUT_OF_BUDGET
-        return fits, Status.MAX_STEPS
+                return stops, Status.CONVERGED
+            if stop.step < limit:
+                return stops, Status.STALLED
+            if stop.seconds >= budget.seconds:
+                return stops, Status.OUT_OF_BUDGET
+        return stops, Status.MAX_STEPS
 
-    def _iterations(self, fitted: Any, limit: int) -> int:
-        if self.solver in _DIRECT:
-            return 1
-        return int(min(np.max(fitted.n_iter_), limit))
+    def again(self, steps: Sequence[int]) -> list[Stop]:
+        """A fit for each number of steps."""
+        return [self._fitted(step) for step in steps if step > 0]
 
-    def _counted(self, made: Any, data: tuple) -> Counts:
-        """Oracle calls of a fit; where they are not calls, what its iterations amount to."""
+    def value(self, params: Any) -> float:
+        """The problem's own objective."""
+        return float(self.evaluate(params))
+
+    def _fitted(self, limit: int) -> Stop:
+        made = self.make(limit)
+        before = time.perf_counter()
+        made.fit(*self.data)
+        seconds = time.perf_counter() - before
+        taken = 1 if self.solver in _DIRECT else int(min(np.max(made.n_iter_), limit))
+        if limit not in self.counted:
+            self.counted[limit] = self._counts(limit)
+        return Stop(taken, self._params(made), self.counted[limit], seconds)
+
+    def _params(self, fitted: Any) -> Any:
+        weights, dtype = self.model.weights, self.model.weights.dtype
+        coefficients = np.reshape(np.asarray(fitted.coef_).T, weights.shape)
+        params = self.model.pack(coefficients, np.asarray(fitted.intercept_))
+        return jax.tree.map(lambda x: np.asarray(x, dtype), params)
+
+    def _counts(self, limit: int) -> Counts:
+        """Oracle calls of such a fit; where they are not calls, what its iterations amount to."""
         with _loss_tapped() as calls:
-            fitted = made.fit(*data)
+            fitted = self.make(limit).fit(*self.data)
         if self.solver in _DIRECT:
             return Counts(grad=1, hessian=1)  # the right-hand side and the Gram matrix
         iterations = int(np.max(fitted.n_iter_))
@@ -276,19 +298,6 @@ class SklearnPeer:
 
 
 _CLASSES = ("logistic", "softmax_cross_entropy")
-
-
-def _timed(made: Any, data: tuple) -> tuple[Any, float]:
-    before = time.perf_counter()
-    made.fit(*data)
-    return made, time.perf_counter() - before
-
-
-def _params(model: LinearProblem, fitted: Any) -> Any:
-    return model.pack(
-        np.reshape(np.asarray(fitted.coef_).T, model.weights.shape),
-        np.asarray(fitted.intercept_),
-    )
 
 
 @contextlib.contextmanager
@@ -303,7 +312,7 @@ def _loss_tapped() -> Iterator[dict[str, int]]:
     except ImportError as error:
         msg = "the calls of this scikit-learn cannot be counted: its LinearModelLoss has moved."
         raise RuntimeError(msg) from error
-    calls = dict.fromkeys(("value", "grad", "hvp", "hessian"), 0)
+    calls: dict[str, int] = dict.fromkeys(("value", "grad", "hvp", "hessian"), 0)
     kinds = {
         "loss": ("value",), "gradient": ("grad",), "loss_gradient": ("grad",),
         "gradient_hessian": ("grad", "hessian"), "gradient_hessian_product": ("grad",),

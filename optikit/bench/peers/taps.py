@@ -45,6 +45,7 @@ class Tally:
         self.scalar = scalar
 
     def __call__(self, kind: str) -> None:
+        """A use of the function."""
         self.seen[kind] += 1
 
     def counts(self) -> Counts:
