@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import optikit
+from optikit.bench import peers
 from optikit.bench.job import Job
 from optikit.bench.signature import module_file, registry, signature
 from optikit.bench.spaces import spaces
@@ -220,7 +221,9 @@ def code_version(*uses: str) -> str:
     """A hash of optikit's sources and of the modules that import paths name."""
     digest = hashlib.sha256(_own_sources().encode())
     for use in uses:
-        if ":" in use:
+        if peers.is_peer(use):
+            digest.update(f"{use} {peers.version(use)}".encode())
+        elif ":" in use:
             file = module_file(use.partition(":")[0])
             digest.update(file.read_bytes() if file else use.encode())
     return digest.hexdigest()[:16]

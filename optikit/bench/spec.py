@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from optikit.bench import limits, yaml_source
+from optikit.bench import limits, peers, yaml_source
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry, signature
 from optikit.bench.spaces import kind_of
@@ -97,7 +97,8 @@ class ProblemUse(_Use):
 
 
 class OptimizerUse(_Use):
-    """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
+    """`use: newton-cg`, `use: adamw` (optax), `use: scipy:trust-exact` (see `optikit.bench.peers`)
+    or `use: my_lab.solvers:mine`, and its arguments.
 
     An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
     Or it may be a search space, to be tuned: `{log_uniform: [1e-4, 1.0]}`, `{uniform: [a, b]}`,
@@ -263,13 +264,16 @@ def _check_uses(
         path = (section, label)
         if objects and entry["use"].startswith("object "):
             continue  # entered by Experiment
-        target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
+        if section == "optimizers" and peers.is_peer(entry["use"]):
+            target, complaint = entry["use"], peers.complaint(entry["use"])
+        else:
+            target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
         if complaint:
             problems.append(
                 (_place(source, (*path, "use"), ""), f"{section}.{label}.use: {complaint}")
             )
             continue
-        declared = signature(target)
+        declared = peers.declared(target) if peers.is_peer(target) else signature(target)
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
