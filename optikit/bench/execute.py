@@ -31,7 +31,7 @@ UNINTERRUPTED_SECONDS = 0.05
 """Snapshots that a run reaches sooner than this are timed by runs of their own."""
 
 LONG_SECONDS = 5.0
-"""Runs from so long on are timed chunk by chunk alone: fifty chunks cost them some tenths of 1 %."""
+"""Runs from so long on are timed chunk by chunk alone: fifty chunks cost them under 1 %."""
 
 TRACE_ROWS = 20_000
 """Steps up to which a trace is kept."""
