@@ -20,7 +20,7 @@ import optikit as ok
 from optikit.bench import clock, energy, nvml
 from optikit.bench.axes import AXES
 from optikit.bench.execute import Goal, measure
-from optikit.bench.plan import Job, plan
+from optikit.bench.plan import Job, plan, problem_job
 from optikit.bench.programs import functions, programs
 from optikit.bench.referee import referee
 from optikit.bench.refine import Point, narrow
@@ -127,7 +127,7 @@ def test_a_study_narrows_first_hits_to_its_targets_and_others_change_no_identity
         at = next(i for i, gap in enumerate(curve.gaps) if gap <= target)
         assert steps[at] - steps[at - 1] == 1
     jobs = plan(experiment.study())
-    assert [job.of_problem().id for job in jobs] == [jobs[0].id] * len(jobs)
+    assert [problem_job(job).id for job in jobs] == [jobs[0].id] * len(jobs)
     other = jobs[1].model_copy(update={"targets": [0.5]})
     assert other.id == jobs[1].id
 

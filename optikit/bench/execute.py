@@ -132,7 +132,7 @@ def measure(
     every = [s.step for s in snapshots]
     first = np.interp(every, steps, stamps).tolist()
     with clock.Watch() as watch:
-        warm = repeated(lambda: _again(start, go, every, first), least=how.repeats)
+        warm = repeated(lambda: warm_run(start, go, every, first), least=how.repeats)
     joules = energy.joules(lambda: go(start(), every[-1])) if how.energy else None
     status = snapshots[-1].status
     if status == Status.RUNNING:
@@ -209,7 +209,7 @@ def _refined(
     return [point.content for point in found]
 
 
-def _again(
+def warm_run(
     start: Callable[[], Progress],
     go: Callable[[Progress, int], Progress],
     steps: list[int],

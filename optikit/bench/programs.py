@@ -62,7 +62,7 @@ def programs(
 @contextlib.contextmanager
 def _no_cache_on_disk() -> Iterator[None]:
     """Compile in earnest: a program found in a persistent cache would cost nobody anything."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # whether it is used is decided once, until this
     try:
@@ -77,7 +77,7 @@ def functions(
     optimizer: Optimizer,
     *,
     trace_rows: int = 0,
-    tap: Callable[[str], None] | None = None,
+    tap: Callable[[str], None] = lambda name: None,
 ):
     """The start and the chunk of a run, uncompiled.
 
@@ -87,14 +87,13 @@ def functions(
     """
     objective: Any = problem.objective
     watched = _watched(optimizer)
-    taps = {} if tap is None else {"tap": tap}
 
     def start(params, args, key) -> Progress:
-        return begin(watched, bind(objective, args, **taps), params, key, trace_rows=trace_rows)
+        return begin(watched, bind(objective, args, tap=tap), params, key, trace_rows=trace_rows)
 
     def go(progress: Progress, args, limit) -> Progress:
         never = jnp.zeros((), progress.at.value.dtype)
-        oracle = bind(objective, args, **taps)
+        oracle = bind(objective, args, tap=tap)
         return advance(watched, oracle, progress, limit, never, gradient_criterion)
 
     return start, go

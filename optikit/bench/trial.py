@@ -5,23 +5,19 @@ The same job may be run again after a kill: it writes its record once, atomicall
 
 import contextlib
 import functools
-import pathlib
 import time
 import traceback
 from typing import Any
 
-from optikit.bench import environment, peers, store
+from optikit.bench import environment, peers
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
 
 
-def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
+def run_job(job: Job) -> Record:
     """Run a job in this process; a failure is a record too, with its traceback.
 
     Inside, x64 and the matmul precision are the job's, whatever the process has set.
-
-    Args:
-      folder: of results, where the problem's best known value is looked up.
     """
     import jax
 
@@ -36,7 +32,7 @@ def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
             if job.kind == "problem":
                 facts = _problem_job(job)
             else:
-                facts, rows = _trial_job(job, _shared(job, folder))
+                facts, rows = _trial_job(job)
             facts["error"] = None
         except Exception as error:  # a failing solver is a result, not the end of the study
             facts = {
@@ -49,21 +45,12 @@ def run_job(job: Job, folder: pathlib.Path | None = None) -> Record:
     return Record(job.model_dump(mode="json") | {"id": job.id}, facts, rows)
 
 
-def _shared(job: Job, folder: pathlib.Path | None) -> dict[str, Any]:
-    """The facts of the trial's problem as far as they are recorded yet."""
-    with contextlib.suppress(store.StoreError):  # a damaged record is for the report to tell
-        record = None if folder is None else store.read(folder, job.of_problem().id)
-        if record is not None:
-            return record.facts
-    return {}
-
-
 def _problem_job(job: Job) -> dict[str, Any]:
     import jax
 
     from optikit.bench.prices import prices
-    from optikit.bench.referee import reference
-    from optikit.bench.resolve import problem_of
+    from optikit.bench.referee import referee, reference
+    from optikit.bench.resolve import fingerprint, problem_of
     from optikit.core import tree
 
     problem = problem_of(job)
@@ -72,13 +59,15 @@ def _problem_job(job: Job) -> dict[str, Any]:
     known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
     return {
         "reference": known._asdict(),
+        "checksum": fingerprint(jax.device_get(problem.args)),
+        "start_value": referee(problem)(problem.start(key))[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
         "description": problem.description,
     }
 
 
-def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
     from optikit.bench.execute import Goal, measure
@@ -88,7 +77,6 @@ def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[d
 
     problem = problem_of(job)
     cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
-    known = shared.get("reference", {}).get("value", problem.optimum)
     if peers.is_peer(job.optimizer_use):
         optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
         measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
@@ -96,6 +84,7 @@ def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[d
         optimizer = optimizer_of(job)
         measured = functools.partial(measure, optimizer=optimizer)
         followed, more = functools.partial(costs_along, optimizer=optimizer), dict
+    known = problem.optimum if job.known is None else job.known
     run = measured(
         problem=cast,
         key=key,
@@ -113,7 +102,12 @@ def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[d
         "seconds": run.seconds,
         "memory": run.memory,
         "memory_bytes": run.memory["program_bytes"],
-        "clock": run.clock | {"runs": run.warm.runs, "coverage": run.warm.coverage},
+        "clock": run.clock
+        | {
+            "runs": run.warm.runs,
+            "coverage": run.warm.coverage,
+            "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
+        },
         "invalid": run.clock["invalid"],
         "known": known,
         "ledger_agrees": None if along is None else along.ledger_agrees,
@@ -121,6 +115,16 @@ def _trial_job(job: Job, shared: dict[str, Any]) -> tuple[dict[str, Any], list[d
         "trace": run.trace,
         **more(),
     }, _rows(run, along)
+
+
+def _mismatched(params: Any, dtype: str) -> list[str]:
+    """A mark for parameters that did not stay in the precision asked for."""
+    import jax
+    import jax.numpy as jnp
+
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    strays = [k for k in kinds if jnp.issubdtype(k, jnp.floating) and k != jnp.dtype(dtype)]
+    return ["mismatched"] if strays else []
 
 
 def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
@@ -149,3 +153,11 @@ def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    from optikit.bench.attempt import main
+
+    sys.exit(main(sys.argv[1:]))
