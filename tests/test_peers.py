@@ -2,7 +2,6 @@
 
 import collections
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 import optikit as ok
-from optikit.bench import peers, store
+from optikit.bench import peers
 from optikit.bench.peers.catalogue import LIBRARIES, REFUSED
 from optikit.bench.plan import plan
 from optikit.bench.spec import ConfigError, load_study
@@ -142,8 +141,7 @@ def test_evaluations_of_a_compiled_peer_are_those_the_objective_saw(name):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("scipy")])
 def test_calls_of_a_host_peer_are_those_its_compiled_functions_made(name):
     from optikit.bench.peers.scipy_methods import ScipyPeer
-    from optikit.bench.plan import plan
-from optikit.bench.spec import Budget
+    from optikit.bench.spec import Budget
 
     taps = collections.Counter()
     problem = problem_for(name).cast("float64")
@@ -175,7 +173,10 @@ def test_marks_tell_kinds_of_use_apart():
     assert seen_by(jax.grad, scalar=True) == {"grad": 1}
     assert seen_by(jax.jacfwd, scalar=False) == {"jacobian": 1}
     assert seen_by(jax.jacrev, scalar=False) == {"jacobian": 1}
-    assert seen_by(lambda f: lambda x: jax.jvp(f, (x,), (x,)), scalar=False) == {"value": 1, "jvp": 1}
+    assert seen_by(lambda f: lambda x: jax.jvp(f, (x,), (x,)), scalar=False) == {
+        "value": 1,
+        "jvp": 1,
+    }
     assert seen_by(lambda f: lambda x: jax.vjp(f, x)[1](jnp.ones(6)), scalar=False) == {
         "value": 1, "vjp": 1,
     }  # fmt: skip
@@ -247,9 +248,7 @@ def test_a_peer_that_throws_is_a_failed_trial():
 
 def mistakes(tmp_path, use):
     path = tmp_path / "study.yaml"
-    path.write_text(
-        f"name: x\nproblems: {{a: {{use: quadratic}}}}\noptimizers:\n  b: {{{use}}}\n"
-    )
+    path.write_text(f"name: x\nproblems: {{a: {{use: quadratic}}}}\noptimizers:\n  b: {{{use}}}\n")
     with pytest.raises(ConfigError) as caught:
         load_study(path)
     return str(caught.value).removeprefix(f"{path}:")
@@ -261,8 +260,8 @@ def test_mistakes_in_a_study_are_located(tmp_path):
         "'scipy:trust-exact'?"
     )
     assert "did you mean 'maxcor'?" in mistakes(tmp_path, "use: 'scipy:L-BFGS-B', maxcorr: 3")
-    assert "4:38: optimizers.b.maxcor: must be int (got 'x')" == mistakes(
-        tmp_path, "use: 'scipy:L-BFGS-B', maxcor: x"
+    assert mistakes(tmp_path, "use: 'scipy:L-BFGS-B', maxcor: x") == (
+        "4:38: optimizers.b.maxcor: must be int (got 'x')"
     )
     assert "penalises the intercept" in mistakes(tmp_path, "use: 'sklearn:liblinear'")
 
@@ -289,14 +288,3 @@ def test_optax_needs_no_peer():
         record = trial(use, ok.Problem(watched, np.zeros(3)))
         assert record.rows[-1]["grad_norm"] < 1e-6
         assert counts(record.rows[-1])["grad"] > 0
-
-
-def test_a_peer_in_a_process_of_its_own(tmp_path):
-    experiment = ok.Experiment(
-        "apart", {"valley": "rosenbrock"}, {"peer": {"use": "scipy:trust-exact"}}, measure=QUICK
-    )
-    found = experiment.run(tmp_path)
-    record = next(r for r in found.records.values() if r.job["kind"] == "trial")
-    again = store.read(tmp_path, record.job["id"])
-    assert again.rows == record.rows
-    assert math.isfinite(again.rows[-1]["warm_seconds"])

@@ -77,7 +77,6 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     problem = problem_of(job)
     cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
-    known = problem.optimum if job.known is None else job.known
     if peers.is_peer(job.optimizer_use):
         optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
         measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
@@ -85,6 +84,7 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         optimizer = optimizer_of(job)
         measured = functools.partial(measure, optimizer=optimizer)
         followed, more = functools.partial(costs_along, optimizer=optimizer), dict
+    known = problem.optimum if job.known is None else job.known
     run = measured(
         problem=cast,
         key=key,

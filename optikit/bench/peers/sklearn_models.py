@@ -109,7 +109,7 @@ def _refuse(reason: str) -> NoReturn:
 def _l2(objective: Any, model: LinearProblem) -> float:
     if objective.penalty is None:
         return 0.0
-    bias = np.zeros_like(model.weights, shape=model.weights.shape[1:])
+    bias = np.zeros(model.weights.shape[1:])
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, model.pack(np.ones(model.weights.shape), bias))
         return 2 * float(objective.penalty.value(params)) / model.weights.size
