@@ -44,9 +44,10 @@ def query(folder: pathlib.Path, sql: str) -> Answer:
     """Ask one SELECT of the records of a results folder.
 
     Columns of `trials`: id, kind, problem, optimizer, variant, seed, dtype, ..., status, error,
-    wall_seconds, attempt, host, invalid (why its clock does not count), device, machine, steps (of the last snapshot), and everything else
-    as JSON in `job` and `facts` (`facts->>'$.seconds.compile'`). Columns of `snapshots`: id,
-    problem, variant, seed, and those of the records: step, value, grad_norm, warm_seconds, ...
+    wall_seconds, attempt, host, invalid (why its clock does not count), device, machine, steps (of
+    the last snapshot), and everything else as JSON in `job` and `facts`
+    (`facts->>'$.seconds.compile'`). Columns of `snapshots`: id, problem, variant, seed, and those
+    of the records: step, value, grad_norm, warm_seconds, ...
 
     Raises:
       QueryError: it is no SELECT, names what is not there, or asks for more than the records.
