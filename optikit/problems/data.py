@@ -186,9 +186,7 @@ def openml(which: str) -> Data:
                 "fetching it: unset the variable once."
             )
             raise FileNotFoundError(msg)
-        chosen = (
-            {"data_id": int(name)} if number else {"name": name, "version": version or "active"}
-        )
+        chosen: dict[str, Any] = {"data_id": int(name)} if number else {"name": name}
         if version:
             chosen["version"] = int(version)
         _download_openml(which, chosen, path)
