@@ -1,6 +1,8 @@
 """Studies in plain Python: the same plan, trials, store and report, from objects or names."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,9 +12,17 @@ from optikit.bench import resolve, store
 from optikit.bench.plan import Job
 from optikit.bench.report import Summary, summarise, write_page
 from optikit.bench.run import Watcher, run_study
-from optikit.bench.score import ProblemScore, score
+from optikit.bench.score import (
+    ProblemScore,
+    merged,
+    read_known,
+    score,
+    write_known,
+)
+from optikit.bench.score.known import FILE as KNOWN
 from optikit.bench.spec import ConfigError, Study, validate
 from optikit.bench.store import Record
+from optikit.bench.tuning import Tuned, charged, tuning_report
 from optikit.bench.yaml_source import Source
 
 
@@ -24,8 +34,8 @@ class Experiment:
       problems: by label: an `ok.Problem`, or what a YAML study would say (`"rosenbrock"`,
         `{"use": "logistic-regression", "data": "digits"}`).
       optimizers: by label: an Optimizer, an optax transformation, a name, or a YAML-like dict.
-      seeds, budget, dtype, matmul_precision, targets, measure: as in a YAML study; budget and
-        measure as dicts.
+      seeds, budget, dtype, matmul_precision, targets, measure, tuning, reference, best_known: as
+        in a YAML study; budget, measure and tuning as dicts.
 
     Example:
       >>> import jax.numpy as jnp, optikit as ok
@@ -46,6 +56,9 @@ class Experiment:
     matmul_precision: str = "highest"
     targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-8)
     measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+    best_known: str | None = None
 
     def study(self) -> Study:
         """The study as data; objects are entered under a name made of their content.
@@ -63,6 +76,9 @@ class Experiment:
             "matmul_precision": self.matmul_precision,
             "targets": list(self.targets),
             "measure": dict(self.measure),
+            "tuning": dict(self.tuning),
+            "reference": self.reference,
+            "best_known": self.best_known,
         }
         study, problems = validate(Source("Experiment", data, {}))
         if problems or study is None:
@@ -121,6 +137,10 @@ class Results:
     problems: list[ProblemScore]
     summary: Summary
 
+    def tuning(self) -> list[Tuned]:
+        """How the tuning of each optimizer on each problem went."""
+        return tuning_report(self.study, self.problems)
+
     def page(self, path: str | pathlib.Path | None = None) -> pathlib.Path:
         """Write the HTML page (by default report.html in the folder) and return its path."""
         target = self.folder / "report.html" if path is None else pathlib.Path(path)
@@ -134,11 +154,21 @@ class Results:
 def collect(
     study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
 ) -> Results:
-    """Read a study's records and score them."""
+    """Read a study's records and score them; lower values found are kept with the records."""
     records = store.read_all(folder, [job.id for job in jobs])
-    problems = score(jobs, records)
+    shared = read_known(pathlib.Path(study.best_known)) if study.best_known else {}
+    own = read_known(folder / KNOWN)
+    known = merged(own, shared)
+    problems = score(jobs, records, known)
+    known |= {p.identity: p.best for p in problems if math.isfinite(p.best.value)}
+    if known != own:
+        with contextlib.suppress(OSError):  # a folder that is only read has its values all the same
+            write_known(folder / KNOWN, known)
+    if study.tuning.charge:
+        problems = [charged(problem) for problem in problems]
     told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
-    return Results(study, folder, jobs, records, problems, summarise(problems, study.targets, told))
+    summary = summarise(problems, study.targets, told, reference=study.reference)
+    return Results(study, folder, jobs, records, problems, summary)
 
 
 def _entry(label: str, given: Any) -> dict[str, Any]:

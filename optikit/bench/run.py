@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from optikit.bench import store
 from optikit.bench.executors import EXECUTORS
-from optikit.bench.plan import Job, plan
+from optikit.bench.plan import Job, outlook, plan
 from optikit.bench.spec import Study
 
 
@@ -60,16 +60,32 @@ def run_study(
     watcher = Silent() if watcher is None else watcher
     store.prepare(folder)
     store.write_atomically(folder / "study.json", study.model_dump_json(indent=2).encode())
-    jobs = plan(study)
-    missing = [job for job in jobs if not _is_done(folder, job)]
-    watcher.planned(len(jobs), len(jobs) - len(missing))
-    failures = {}
+    failures: dict[str, str] = {}
     run: Callable = EXECUTORS[executor]
+    jobs = plan(study)
+    tuned = outlook(study)[1] > 0
+    if tuned:  # what is reported follows from the tuning trials' records
+        _run_missing(jobs, folder, workers, run, watcher, failures)
+        jobs = plan(study, store.read_all(folder, [job.id for job in jobs]), settle=True)
+    _run_missing(jobs, folder, workers, run, watcher, failures)
+    return Outcome(folder, jobs, failures)
+
+
+def _run_missing(
+    jobs: list[Job],
+    folder: pathlib.Path,
+    workers: int,
+    run: Callable,
+    watcher: Watcher,
+    failures: dict[str, str],
+) -> None:
+    """Run the jobs that have no record and have not failed just now."""
+    missing = [job for job in jobs if job.id not in failures and not _is_done(folder, job)]
+    watcher.planned(len(jobs), len(jobs) - len(missing))
     for job, failure in run(missing, folder, workers, watcher.begun):
         watcher.ended(job, failure)
         if failure:
             failures[job.id] = failure
-    return Outcome(folder, jobs, failures)
 
 
 def _is_done(folder: pathlib.Path, job: Job) -> bool:

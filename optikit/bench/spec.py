@@ -14,11 +14,14 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from optikit.bench import yaml_source
+from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
+Seed = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -57,16 +60,45 @@ class _Use(BaseModel):
 
 
 class ProblemUse(_Use):
-    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments."""
+    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments.
+
+    An argument may be a grid: `n: {grid: [10, 100, 1000]}` makes a problem for each value.
+    """
+
+    group: Label | None = Field(
+        default=None,
+        description="problems of one group are alike: resampled together; by default each label",
+    )
 
 
 class OptimizerUse(_Use):
     """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
 
     An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
+    Or it may be a search space, to be tuned: `{log_uniform: [1e-4, 1.0]}`, `{uniform: [a, b]}`,
+    `{int_uniform: [a, b]}`, `{choice: [...]}`, with `when: {name: value}` if it is conditional.
     """
 
     problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+
+
+class Tuning(_Strict):
+    """How hyperparameters with a search space are chosen: as many trials for every method."""
+
+    trials: int = Field(default=20, ge=1, le=4096, description="settings tried per problem")
+    seeds: list[Seed] = Field(
+        default=TUNING_SEEDS, min_length=1, description="none of the report's"
+    )
+    sampler: Literal["sobol", "halton"] = "sobol"
+    seed: int = Field(default=0, ge=0, description="scrambles the quasi-random sequence")
+    criterion: Literal["cost", "gap"] = Field(
+        default="cost", description="least cost to the target, or least gap at the end"
+    )
+    target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="by default the study's main target"
+    )
+    axis: Literal["steps", "calls", "gradients", "flops", "warm", "cold"] = "gradients"
+    charge: bool = Field(default=False, description="add the cost of tuning to tuned methods")
 
 
 class Study(_Strict):
@@ -75,7 +107,7 @@ class Study(_Strict):
     name: Label
     problems: dict[Label, ProblemUse] = Field(min_length=1)
     optimizers: dict[Label, OptimizerUse] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     budget: Budget = Budget()
     dtype: Literal["float32", "float64"] = "float64"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -85,6 +117,13 @@ class Study(_Strict):
         description="(f - f*) / (f0 - f*) to be reached",
     )
     measure: Measure = Measure()
+    tuning: Tuning = Tuning()
+    reference: str | None = Field(
+        default=None, description="the optimizer that ratings compare with; by default the first"
+    )
+    best_known: str | None = Field(
+        default=None, description="a file of best known values, relative to the study's"
+    )
 
 
 class ConfigError(Exception):
@@ -113,10 +152,11 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
         raise ConfigError(source.name, problems)
     source, wrong = _overridden(source, overrides)
     study, more = validate(source)
-    problems += wrong + more
+    shared, missing = resolve_best_known(source, path.parent)
+    problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
-    return study
+    return study.model_copy(update={"best_known": shared})
 
 
 def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
@@ -133,6 +173,7 @@ def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
         problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
         problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
         problems += _check_labels(source)
+        problems += check_protocol(source)
     return study, problems
 
 
@@ -160,7 +201,8 @@ def _explained(path: Path, item: Any) -> str:
 
 
 def _fields_at(path: Path) -> list[str]:
-    model: Any = {(): Study, ("budget",): Budget, ("measure",): Measure}.get(tuple(path))
+    models = {(): Study, ("budget",): Budget, ("measure",): Measure, ("tuning",): Tuning}
+    model: Any = models.get(tuple(path))
     return list(model.model_fields) if model else []
 
 
@@ -188,9 +230,7 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
-        problems += _check_arguments(
-            source, path, given, declared, swept=section == "optimizers", target=target
-        )
+        problems += _check_arguments(source, path, given, declared, target=target)
     return problems
 
 
@@ -216,7 +256,7 @@ def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, 
 
 
 def _check_arguments(
-    source: Source, path: Path, given: dict, declared: Signature, *, swept: bool, target: str
+    source: Source, path: Path, given: dict, declared: Signature, *, target: str
 ) -> list[tuple[Mark, str]]:
     parameters = {p.name: p for p in declared.parameters}
     problems = []
@@ -230,7 +270,7 @@ def _check_arguments(
                     hint = f"; it takes {', '.join(parameters) or 'no arguments'}"
                 problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
             continue
-        for variant, place in _variants_of(value, (*path, name), swept):
+        for variant, place in _variants_of(value, (*path, name)):
             complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
             if complaint:
                 problems.append((_place(source, place, ""), f"{where}: {complaint}"))
@@ -243,11 +283,13 @@ def _check_arguments(
     return problems
 
 
-def _variants_of(value: Any, path: Path, swept: bool) -> list[tuple[Any, Path]]:
-    if swept and isinstance(value, dict) and set(value) == {"grid"} and value["grid"]:
-        items = value["grid"]
-        if isinstance(items, list):
-            return [(item, (*path, "grid", i)) for i, item in enumerate(items)]
+def _variants_of(value: Any, path: Path) -> list[tuple[Any, Path]]:
+    """The values that a grid or a search space may give an argument, each with its place."""
+    if isinstance(value, dict):
+        kind = "grid" if "grid" in value else kind_of(value)
+        if kind:  # what is no list is told by check_protocol
+            items = value[kind] if isinstance(value[kind], list) else []
+            return [(item, (*path, kind, i)) for i, item in enumerate(items)]
     return [(value, path)]
 
 
@@ -327,8 +369,8 @@ def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
     return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
 
 
-def variants(use: OptimizerUse) -> list[dict[str, Any]]:
-    """The argument sets of an optimizer: the product of its grids."""
+def variants(use: ProblemUse | OptimizerUse) -> list[dict[str, Any]]:
+    """The argument sets of a factory: the product of its grids."""
     axes = {
         name: value["grid"]
         if isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)

@@ -46,8 +46,8 @@ def _problem_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
     from optikit.bench.prices import prices
-    from optikit.bench.referee import reference
-    from optikit.bench.resolve import problem_of
+    from optikit.bench.referee import judge, reference
+    from optikit.bench.resolve import fingerprint, problem_of
     from optikit.core import tree
 
     problem = problem_of(job)
@@ -56,6 +56,8 @@ def _problem_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
     return {
         "reference": known._asdict(),
+        "checksum": fingerprint(jax.device_get(problem.args)),
+        "start_value": judge(problem, [problem.start(key)]).values[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
         "description": problem.description,
