@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optikit.bench import resolve, store
 from optikit.bench.plan import Job
+from optikit.bench.record import Record
 from optikit.bench.report import Summary, summarise, write_page
-from optikit.bench.run import Watcher, run_study
+from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
 from optikit.bench.score import (
     ProblemScore,
     merged,
@@ -21,7 +23,7 @@ from optikit.bench.score import (
 )
 from optikit.bench.score.known import FILE as KNOWN
 from optikit.bench.spec import ConfigError, Study, validate
-from optikit.bench.store import Record
+from optikit.bench.track import Tracker, tracker_named
 from optikit.bench.tuning import Tuned, charged, tuning_report
 from optikit.bench.yaml_source import Source
 
@@ -80,7 +82,7 @@ class Experiment:
             "reference": self.reference,
             "best_known": self.best_known,
         }
-        study, problems = validate(Source("Experiment", data, {}))
+        study, problems = validate(Source("Experiment", data, {}), objects=True)
         if problems or study is None:
             msg = "Experiment"
             raise ConfigError(msg, problems)
@@ -91,31 +93,40 @@ class Experiment:
         out: str | pathlib.Path | None = None,
         *,
         executor: str | None = None,
-        workers: int = 1,
+        workers: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        track: str | Tracker | None = None,
         watcher: Watcher | None = None,
     ) -> "Results":
         """Run what is not recorded yet in the folder `out` (by default a temporary one).
 
         Args:
-          executor: "inline" (this process) or "process"; by default "process" where everything is
-            given by name, else "inline", since objects stay in this process.
+          executor: "inline" (this process), "process", "ray" or "slurm"; by default "process" where
+            everything is given by name, else "inline", since objects stay in this process.
+          workers: trials at a time; by default one, or as many as a cluster takes.
+          options: of the executor, such as `{"gpus": 1}` for Ray and SLURM.
+          track: "trackio", "wandb", or a `Tracker`: where results go too.
+          watcher: is told how it goes.
 
         Raises:
           ConfigError: the experiment is not valid.
-          StoreError: the folder cannot be written.
+          StoreError: the folder cannot be written, or is in use.
+          ExecutorError, TrackerError: what was asked for is not there.
           ValueError: objects were given with another executor than "inline".
         """
         study = self.study()
-        objects = any(map(resolve.is_object, [u.use for u in study.problems.values()])) or any(
-            map(resolve.is_object, [u.use for u in study.optimizers.values()])
-        )
+        objects = has_objects(study)
         if executor is None:
             executor = "inline" if objects else "process"
         if objects and executor != "inline":
             msg = f"Python objects run inline; for {executor!r} give names or import paths instead."
             raise ValueError(msg)
         folder = pathlib.Path(tempfile.mkdtemp(prefix="optikit-") if out is None else out)
-        outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+        manner = Manner(
+            executor=executor, workers=workers, options=dict(options or {}), path=list(sys.path)
+        )
+        tracker = tracker_named(track) if isinstance(track, str) else track
+        outcome = run_study(study, folder, manner, watcher=watcher, tracker=tracker)
         return collect(study, outcome.folder, outcome.jobs, outcome.failures)
 
 
@@ -151,6 +162,12 @@ class Results:
         return "\n".join(self.summary.verdicts)
 
 
+def has_objects(study: Study) -> bool:
+    """Whether a study holds Python objects, which only the process that made it can run."""
+    uses = [*study.problems.values(), *study.optimizers.values()]
+    return any(resolve.is_object(entry.use) for entry in uses)
+
+
 def collect(
     study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
 ) -> Results:
@@ -162,13 +179,29 @@ def collect(
     problems = score(jobs, records, known)
     known |= {p.identity: p.best for p in problems if math.isfinite(p.best.value)}
     if known != own:
-        with contextlib.suppress(OSError):  # a folder that is only read has its values all the same
+        with contextlib.suppress(
+            store.StoreError
+        ):  # a folder that is only read has its values all the same
             write_known(folder / KNOWN, known)
     if study.tuning.charge:
         problems = [charged(problem) for problem in problems]
     told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
     summary = summarise(problems, study.targets, told, reference=study.reference)
     return Results(study, folder, jobs, records, problems, summary)
+
+
+def load(folder: str | pathlib.Path) -> Results:
+    """The results in a folder, as far as they have got.
+
+    Raises:
+      StoreError: it is not a results folder, or is damaged.
+    """
+    folder = pathlib.Path(folder)
+    study = study_of(folder)
+    jobs = planned(study, folder)
+    records = store.read_all(folder, [job.id for job in jobs])
+    failures = {k: r.facts["error"] for k, r in records.items() if r.facts.get("error")}
+    return collect(study, folder, jobs, failures)
 
 
 def _entry(label: str, given: Any) -> dict[str, Any]:

@@ -64,11 +64,13 @@ def _grid_complaints(value: Mapping[str, Any]) -> list[tuple[Path, str]]:
     items = value["grid"]
     if not isinstance(items, list) or not items:
         return [(("grid",), f"grid takes a list of values (got {items!r})")]
+    seen: set[str] = set()  # a list would make long grids slow
     for i, item in enumerate(items):
         if isinstance(item, Mapping | list):
             return [(("grid", i), f"a grid holds plain values (got {item!r})")]
-        if item in items[:i]:
+        if repr(item) in seen:
             return [(("grid", i), f"{item!r} is there twice")]
+        seen.add(repr(item))
     return []
 
 

@@ -8,12 +8,13 @@ with its place in the file.
 import difflib
 import itertools
 import pathlib
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from optikit.bench import yaml_source
+from optikit.bench import limits, yaml_source
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry, signature
 from optikit.bench.spaces import kind_of
@@ -25,7 +26,9 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class Budget(_Strict):
@@ -50,7 +53,7 @@ class Measure(_Strict):
 class _Use(BaseModel):
     """A factory by name or import path, and its arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
     use: str
 
     @property
@@ -133,9 +136,14 @@ class ConfigError(Exception):
         self.problems = sorted(problems)
         lines = [
             f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
-            for m, text in self.problems
+            for m, text in ((m, _on_one_line(text)) for m, text in self.problems)
         ]
         super().__init__("\n".join(lines))
+
+
+def _on_one_line(text: str) -> str:
+    """Text from a file as it may be shown: no line ends, no control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
@@ -150,7 +158,7 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
         if not problems:
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
-    source, wrong = _overridden(source, overrides)
+    source, wrong = yaml_source.overridden(source, overrides)
     study, more = validate(source)
     shared, missing = resolve_best_known(source, path.parent)
     problems += wrong + more + missing
@@ -159,21 +167,32 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
     return study.model_copy(update={"best_known": shared})
 
 
-def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
-    """The study of parsed data, and all that is wrong with it."""
+def validate(
+    source: Source, *, objects: bool = False
+) -> tuple[Study | None, list[tuple[Mark, str]]]:
+    """The study of parsed data, and all that is wrong with it.
+
+    Args:
+      objects: whether it may name Python objects that an `Experiment` has entered.
+    """
     problems: list[tuple[Mark, str]] = []
     try:
         study = Study.model_validate(source.data)
     except pydantic.ValidationError as error:
         study = None
         for item in error.errors():
-            path = tuple(p for p in item["loc"] if p != "[key]")
+            path = item["loc"]
+            if path[-1:] == ("[key]",) and item["type"] != "extra_forbidden":
+                path = path[:-1]  # pydantic's way to say that the key itself is wrong
             problems.append((_place(source, path, item["type"]), _explained(path, item)))
     if isinstance(source.data, dict):
-        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
-        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
+        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS", objects)
+        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS", objects)
         problems += _check_labels(source)
         problems += check_protocol(source)
+        problems += limits.repetitions(source)
+    if study is not None and not problems:
+        problems += limits.size(source, study)
     return study, problems
 
 
@@ -206,7 +225,9 @@ def _fields_at(path: Path) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _check_uses(source: Source, section: str, module: str, name: str) -> list[tuple[Mark, str]]:
+def _check_uses(
+    source: Source, section: str, module: str, name: str, objects: bool
+) -> list[tuple[Mark, str]]:
     """Names and arguments of a section's factories, against their signatures."""
     entries = source.data.get(section)
     if not isinstance(entries, dict):
@@ -218,7 +239,7 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
         if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
             continue
         path = (section, label)
-        if entry["use"].startswith("object "):
+        if objects and entry["use"].startswith("object "):
             continue  # entered by Experiment
         target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
         if complaint:
@@ -234,11 +255,13 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
     return problems
 
 
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.-]*")
+
+
 def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, str]:
     """The "module:function" behind a `use`, and a complaint if there is none."""
     if ":" in use:
-        module, _, function = use.partition(":")
-        if not module or not function:
+        if not _IMPORT_PATH.fullmatch(use):
             return "", f"an import path is written module:function (got {use!r})"
         return use, ""
     plain = use.lower().replace("_", "-")
@@ -336,37 +359,12 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
     for label, entry in optimizers.items():
         wanted = entry.get("problems") if isinstance(entry, dict) else None
         for i, name in enumerate(wanted if isinstance(wanted, list) else []):
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 place = source.mark(("optimizers", label, "problems", i))
                 close = difflib.get_close_matches(str(name), known, 1)
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 problems.append((place, f"optimizers.{label}.problems: no problem {name!r}{hint}"))
     return problems
-
-
-def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:
-    """The source with `a.b=value` applied; values are read as YAML."""
-    data, problems = source.data, []
-    marks = dict(source.marks)
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        value, wrong = yaml_source.parse(raw, text)
-        if not equals or not key or wrong:
-            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
-            continue
-        path = tuple(key.split("."))
-        data = _with(data, path, value.data)
-        for length in range(1, len(path) + 1):
-            marks.setdefault(path[:length], Mark(0, 0))
-        marks[(*path, "=")] = Mark(0, 0)
-    return Source(source.name, data, marks), problems
-
-
-def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
-    if not path:
-        return value
-    inner = data if isinstance(data, dict) else {}
-    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
 
 
 def variants(use: ProblemUse | OptimizerUse) -> list[dict[str, Any]]:

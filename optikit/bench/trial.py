@@ -108,3 +108,11 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "seconds": run.seconds,
         "memory_bytes": run.memory_bytes,
     }, rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    from optikit.bench.attempt import main
+
+    sys.exit(main(sys.argv[1:]))
