@@ -48,6 +48,7 @@ class Measure(_Strict):
     growth: float = Field(default=1.2, gt=1, le=10, description="ratio of the snapshot grid")
     flops: bool = Field(default=True, description="count model FLOPs in a replay off the clock")
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+    certificates: bool = Field(default=True, description="say what kind of point was reached")
 
 
 class _Use(BaseModel):

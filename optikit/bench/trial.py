@@ -68,6 +68,7 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
     import numpy as np
 
+    from optikit.bench.certificate import final_certificate
     from optikit.bench.execute import flops_along, measure
     from optikit.bench.referee import judge
     from optikit.bench.resolve import optimizer_of, problem_of
@@ -107,6 +108,9 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "method": optimizer.name,
         "seconds": run.seconds,
         "memory_bytes": run.memory_bytes,
+        "certificate": final_certificate(problem, run.params[-1])
+        if job.measure.certificates and job.role == "report"
+        else None,
     }, rows
 
 
