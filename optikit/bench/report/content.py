@@ -10,6 +10,7 @@ from optikit.bench.report.thin import kept, share, short
 from optikit.bench.score import (
     MACHINE_AXES,
     Curve,
+    FrontPoint,
     ProblemScore,
     Steps,
     cost_table,
@@ -28,13 +29,22 @@ FLOOR = 1e-17
 PROFILE_POINTS = 60
 
 
+Fronts = Mapping[tuple[str, str], list[FrontPoint]]
+"""By problem and axis."""
+
+
 def content(
-    problems: Sequence[ProblemScore], targets: Sequence[float], target: float, tuned: list[Tuned]
+    problems: Sequence[ProblemScore],
+    targets: Sequence[float],
+    target: float,
+    tuned: list[Tuned],
+    fronts: Fronts,
 ) -> dict[str, Any]:
     """Everything the script of the page needs, JSON-ready.
 
     Args:
       target: the relative suboptimality that tables speak of.
+      fronts: from `all_fronts`.
     """
     axes = known_axes(problems)
     variants = variant_names(problems)
@@ -57,9 +67,9 @@ def content(
                     _curve(c, index[c.variant], axes, targets, most, c.machine in machine)
                     for c in p.curves
                 ],
-                "fronts": {a.key: _front(one, a.key, index) for a in axes},
+                "fronts": {a.key: _front(fronts[p.label, a.key], index) for a in axes},
             }
-            for p, one in zip(problems, clocked, strict=True)
+            for p in problems
         ],
         "profiles": _profiles(clocked, axes, targets, index),
         "tuning": [_tuning(t) for t in tuned],
@@ -102,9 +112,14 @@ def _curve(
     }
 
 
-def _front(problem: ProblemScore, axis: str, index: Mapping[str, int]) -> list[list[Any]]:
-    """[cost, gap, variant] of the Pareto front, thinned."""
-    points = front(problem, axis)
+def all_fronts(problems: Sequence[ProblemScore]) -> Fronts:
+    """The Pareto fronts of every problem on every axis, of one machine's trials."""
+    chosen, _ = on_one_machine(problems)
+    return {(p.label, a.key): front(p, a.key) for p in chosen for a in known_axes(problems)}
+
+
+def _front(points: list[FrontPoint], index: Mapping[str, int]) -> list[list[Any]]:
+    """[cost, gap, variant] of a Pareto front, thinned."""
     at = kept(range(len(points)), [0.0] * len(points), (), PROFILE_POINTS)
     return [
         [short(points[i].cost), short(max(points[i].gap, FLOOR)), index[points[i].variant]]

@@ -6,14 +6,17 @@
     ["axis", "progress", "xscale", "yscale", "seeds", "front", "target", "size"].map(at);
   const palette = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#000000", "#ee7733", "#009988"];
   const symbols = ["circle", "square", "triangle-up", "diamond", "x", "cross"];
-  const SHOWN_AT_FIRST = 12;
+  const SHOWN_AT_FIRST = 10;
   const plain = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   const colour = v => palette[v % palette.length];
   const symbol = v => symbols[Math.floor(v / palette.length) % symbols.length];
-  const dash = v => (data.variants[v].second ? "solid" : "dot");
+  // second order is drawn through, first order is dotted; the second ten methods in longer dashes
+  const dash = v => [["dot", "solid"], ["dashdot", "longdash"]][Math.floor(v / palette.length) % 2][+data.variants[v].second];
+  const strokes = { solid: "none", dot: "2.5 2.5", longdash: "9 4", dashdot: "6 2.5 2 2.5" };
   const hidden = new Set(data.variants.map((_, v) => v).filter(v => v >= SHOWN_AT_FIRST));
   const several = data.problems.some(p => new Set(p.curves.map(c => c.seed)).size > 1);
-  const config = { responsive: true, displaylogo: false };
+  // nothing leaves the page: plotly's own button would upload a chart
+  const config = { responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtonsToRemove: ["sendChartToCloud"] };
   const grid = "#e8ecf2";
 
   for (const a of data.axes) axis.add(new Option(a.label, a.key));
@@ -32,7 +35,7 @@
       const button = document.createElement("button");
       button.setAttribute("aria-pressed", String(!hidden.has(v)));
       button.title = variant.second ? "uses curvature" : "first order";
-      button.innerHTML = `<svg width="26" height="8"><line x1="0" x2="26" y1="4" y2="4" stroke="${colour(v)}" stroke-width="2.5" stroke-dasharray="${variant.second ? "none" : "2.5 2.5"}"/></svg>`;
+      button.innerHTML = `<svg width="26" height="8"><line x1="0" x2="26" y1="4" y2="4" stroke="${colour(v)}" stroke-width="2.5" stroke-dasharray="${strokes[dash(v)]}"/></svg>`;
       button.append(variant.name);
       button.onclick = () => { hidden.has(v) ? hidden.delete(v) : hidden.add(v); refresh(); };
       legend.append(button);

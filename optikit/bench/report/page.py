@@ -14,7 +14,7 @@ from typing import Any
 import optikit
 from optikit.bench import store
 from optikit.bench.job import Job
-from optikit.bench.report.content import content
+from optikit.bench.report.content import all_fronts, content
 from optikit.bench.report.standings import ratings_table, standings_tables
 from optikit.bench.report.table import Summary
 from optikit.bench.score import Curve, ProblemScore
@@ -37,16 +37,16 @@ def write_page(
     from plotly.offline import get_plotlyjs
 
     environments = [r.facts["environment"] for r in records.values() if "environment" in r.facts]
-    tuned = tuning_report(study, problems)
+    tuned, fronts = tuning_report(study, problems), all_fronts(problems)
     fill = {
         "TITLE": html.escape(study.name),
         "COUNT": f"{sum(job.kind == 'trial' for job in jobs)}",
         "NUMBER": f"{len(problems)}",
         "WARNINGS": _warnings(environments, problems, summary),
-        "VERDICTS": "".join(f"<li>{html.escape(v)}</li>" for v in summary.verdicts),
+        "VERDICTS": _verdicts(summary),
         "TARGET": f"{summary.target:g}",
         "RATINGS": ratings_table(problems, summary.target, study.reference),
-        "STANDINGS": standings_tables(problems, summary.target),
+        "STANDINGS": standings_tables(problems, summary.target, fronts),
         "TUNING": _tuning(tuned),
         "FAILURES": _failures(summary),
         "PROBLEMS": "".join(_problem(problem) for problem in problems),
@@ -54,7 +54,7 @@ def write_page(
         "ENVIRONMENT": _environments(environments),
         "STUDY": html.escape(study.model_dump_json(indent=2)),
         "VERSION": html.escape(optikit.__version__),
-        "DATA": _script_safe(content(problems, study.targets, summary.target, tuned)),
+        "DATA": _script_safe(content(problems, study.targets, summary.target, tuned, fronts)),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": (_HERE / "page.js").read_text(encoding="utf-8"),
     }
@@ -65,6 +65,18 @@ def write_page(
         name, _, after = place.partition("-->")
         parts += [fill[name], after]
     store.write_atomically(path, "".join(parts).encode())
+
+
+def _verdicts(summary: Summary) -> str:
+    """The sentences; all but the first and those about everything fold away where they are many."""
+    items = [f"<li>{html.escape(v)}</li>" for v in summary.verdicts]
+    first, rest, last = items[:4], items[4:-2], items[4:][-2:]
+    if not rest:
+        return f"<ul class=verdicts>{''.join(items)}</ul>"
+    return (
+        f"<ul class=verdicts>{''.join(first + last)}</ul><details><summary>{len(rest)} more "
+        f"verdicts</summary><ul class=verdicts>{''.join(rest)}</ul></details>"
+    )
 
 
 def _script_safe(data: Any) -> str:

@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 
 from optikit.bench.axes import AXES
+from optikit.bench.report.content import Fronts
 from optikit.bench.report.table import COLUMNS
 from optikit.bench.score import (
     ProblemScore,
     Rating,
     Standing,
-    front,
     on_one_machine,
     rating_table,
     ratings,
@@ -18,22 +18,22 @@ from optikit.bench.score import (
 )
 
 
-def standings_tables(problems: Sequence[ProblemScore], target: float) -> str:
+def standings_tables(problems: Sequence[ProblemScore], target: float, fronts: Fronts) -> str:
     """Per problem, a table of places: methods by rows, axes by columns; the first one is open."""
     chosen, _ = on_one_machine(problems)
     tables = [
         f"<details{'' if i else ' open'}><summary>{html.escape(problem.label)}</summary>"
-        f"{_standings(problem, target)}</details>"
+        f"{_standings(problem, target, fronts)}</details>"
         for i, problem in enumerate(p for p in chosen if p.curves)
     ]
     return "".join(tables)
 
 
-def _standings(problem: ProblemScore, target: float) -> str:
+def _standings(problem: ProblemScore, target: float, fronts: Fronts) -> str:
     columns: dict[str, dict[str, str]] = {}
     for axis in COLUMNS:
         placed = standings(problem, target, axis)
-        ahead = {point.variant for point in front(problem, axis)[1:]}
+        ahead = {point.variant for point in fronts.get((problem.label, axis), [])[1:]}
         if any(math.isfinite(s.cost) for s in placed):
             columns[axis] = {s.variant: _place(s, placed, s.variant in ahead) for s in placed}
     if not columns:

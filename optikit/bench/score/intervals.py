@@ -8,6 +8,7 @@ References: Wilson (1927), J. Am. Stat. Assoc. 22; Efron & Tibshirani (1993), ch
 (2015), The American Statistician 69, section 4.1 (expanded percentiles).
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -73,11 +74,19 @@ def multiplicities(
 
     Returns: (resamples, units); the columns of one group are equal.
     """
+    return _multiplicities(tuple(groups), resamples, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _multiplicities(groups: tuple[Hashable, ...], resamples: int, seed: int) -> np.ndarray:
+    """Drawn once: a report asks for the same groups thousands of times."""
     names = list(dict.fromkeys(groups))
     column = np.array([names.index(group) for group in groups], dtype=int)
     shares = np.full(len(names), 1 / len(names))
     drawn = np.random.default_rng(seed).multinomial(len(names), shares, size=resamples)
-    return drawn[:, column]
+    found = drawn[:, column]
+    found.setflags(write=False)
+    return found
 
 
 def bootstrap(
