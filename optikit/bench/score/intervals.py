@@ -74,19 +74,17 @@ def multiplicities(
 
     Returns: (resamples, units); the columns of one group are equal.
     """
-    return _multiplicities(tuple(groups), resamples, seed)
+    index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    return _drawn(len(index), resamples, seed)[:, [index[group] for group in groups]]
 
 
 @functools.lru_cache(maxsize=64)
-def _multiplicities(groups: tuple[Hashable, ...], resamples: int, seed: int) -> np.ndarray:
-    """Drawn once: a report asks for the same groups thousands of times."""
-    names = list(dict.fromkeys(groups))
-    column = np.array([names.index(group) for group in groups], dtype=int)
-    shares = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), shares, size=resamples)
-    found = drawn[:, column]
-    found.setflags(write=False)
-    return found
+def _drawn(count: int, resamples: int, seed: int) -> np.ndarray:
+    """Multiplicities of groups; a report asks for the same ones hundreds of times."""
+    shares = np.full(count, 1 / count)
+    drawn = np.random.default_rng(seed).multinomial(count, shares, size=resamples)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bootstrap(
