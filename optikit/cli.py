@@ -1,4 +1,5 @@
-"""The command line: optikit run | resume | status | report | query | compact | list | config | env.
+"""The command line: optikit run | resume | status | report | compare | query | compact | list |
+config | env.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 all went well, 1 some trials
 failed, 2 the configuration or the call is wrong, 130 interrupted. Nothing here imports JAX before a
@@ -210,6 +211,26 @@ def query(
 
     answer = query(folder, sql)
     print(answer.as_json() if json else answer)
+
+
+@app.command()
+def compare(
+    before: Annotated[pathlib.Path, typer.Argument(help="A results folder")],
+    after: Annotated[pathlib.Path, typer.Argument(help="Another: a later commit, a machine")],
+    target: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="[default: the study's main target]")
+    ] = None,
+) -> None:
+    """Tell what got better and what got worse, by a test; ends with 1 if something got worse."""
+    from optikit.bench.compare import compare
+    from optikit.bench.experiment import load
+    from optikit.bench.score import main_target
+
+    old, new = load(before), load(after)
+    found = compare(old, new, main_target(old.study.targets) if target is None else target)
+    print(found.as_text())
+    if found.of("regression"):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

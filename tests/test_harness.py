@@ -389,6 +389,7 @@ def test_config_check_show_list_and_dry_run(lab):
     optikit("list", "wishes", cwd=lab, check=2)
 
 
+@pytest.mark.slow  # with real trials; tests/test_robustness.py has many more kills of quick ones
 def test_kill_nine_in_mid_study_loses_nothing(lab):
     """Killed at random moments until it is done; then compared with a run left in peace."""
     rng = np.random.default_rng(0)
