@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from optikit.bench import store
 from optikit.bench.lock import locked
-from optikit.bench.plan import Job
+from optikit.bench.plan import Job, problem_job
 from optikit.bench.store import Record, StoreError
 
 MAX_INTERRUPTED = 2
@@ -57,7 +57,7 @@ def attempt(job: Job, folder: pathlib.Path) -> str:
         record = store.read(folder, job.id)
         if record is None or not store.is_done(record):
             number = _begin(claim, folder, job)
-            record = _uninterrupted(job)
+            record = _uninterrupted(_informed(job, folder))
             facts = {**record.facts, "attempt": number, "host": socket.gethostname()}
             store.write(folder, job.id, record._replace(facts=facts))
     return record.facts.get("error") or ""
@@ -142,6 +142,17 @@ def _begin(claim: int, folder: pathlib.Path, job: Job) -> int:
     except OSError as error:
         raise store.unwritable(folder / "attempts" / job.id, error) from error
     return before + 1
+
+
+def _informed(job: Job, folder: pathlib.Path) -> Job:
+    """The job with its problem's best value, as far as it is recorded yet."""
+    if job.kind == "problem":
+        return job
+    with contextlib.suppress(StoreError):  # a damaged record is for the report to tell
+        record = store.read(folder, problem_job(job).id)
+        if record is not None and "reference" in record.facts:
+            return job.model_copy(update={"known": record.facts["reference"]["value"]})
+    return job
 
 
 def _uninterrupted(job: Job) -> Record:

@@ -21,6 +21,9 @@ class Job(BaseModel):
       optimizer: label of the optimizer, likewise; empty for a "problem".
       variant: the optimizer's label with the arguments that were swept.
       role: "report": its result is shown. "tune": it serves to choose hyperparameters.
+      round: which repetition of the trial in a process of its own.
+      targets: what first hits are narrowed for, relative to `known`, the best value known when the
+        trial begins. They are no part of the identity: other targets are read off the same record.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,16 +39,20 @@ class Job(BaseModel):
     variant: str = ""
     role: Literal["report", "tune"] = "report"
     seed: int = 0
+    round: int = 0
     budget: Budget = Budget()
     dtype: str = "float64"
     matmul_precision: str = "highest"
     measure: Measure = Measure()
+    targets: list[float] = []
+    known: float | None = None
     code: str = ""
 
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        decisive = self.model_dump(mode="json", exclude={"targets", "known"})
+        text = json.dumps(decisive, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -53,4 +60,5 @@ class Job(BaseModel):
         """For people."""
         if self.kind == "problem":
             return f"{self.problem} · reference"
-        return f"{self.problem} · {self.variant} · seed {self.seed}"
+        again = f" · round {self.round + 1}" if self.round else ""
+        return f"{self.problem} · {self.variant} · seed {self.seed}{again}"

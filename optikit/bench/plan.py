@@ -19,7 +19,7 @@ from optikit.bench.spaces import spaces
 from optikit.bench.spec import OptimizerUse, ProblemUse, Study, find_factory, variants
 from optikit.bench.store import Record
 
-__all__ = ["Job", "code_version", "outlook", "plan"]
+__all__ = ["Job", "code_version", "outlook", "plan", "problem_job"]
 
 
 def plan(
@@ -29,8 +29,8 @@ def plan(
 
     Without search spaces that is everything. With them the reported trials come once every tuning
     trial has a record, so that tuned and untuned methods run interleaved: plan, run, and plan again
-    with the records until nothing is new. Seeds are the outer loop, so that a drift of the
-    machine's speed meets every solver alike.
+    with the records until nothing is new. Rounds and seeds are the outer loops, so that a drift
+    of the machine's speed meets every solver alike.
 
     Args:
       records: of the tuning trials and problems, by job id; others do no harm.
@@ -129,9 +129,10 @@ def _reported(
     problems: list[_Problem],
     chosen: Mapping[tuple[str, str], dict[str, Any]],
 ) -> list[Job]:
-    """The trials that are shown: every variant of every optimizer, seeds outermost."""
+    """The trials that are shown: every variant of every optimizer, rounds and seeds outermost."""
     return [
-        _trial(study, problem, label, use, arguments, variant, seed, "report")
+        _trial(study, problem, label, use, arguments, variant, seed, "report", repetition)
+        for repetition in range(study.measure.rounds)
         for seed in study.seeds
         for problem in problems
         for label, use in study.optimizers.items()
@@ -174,7 +175,7 @@ def _optimizers() -> dict[str, str]:
 
 def _trial(
     study: Study, problem: _Problem, label: str, use: OptimizerUse, arguments: dict[str, Any],
-    variant: str, seed: int, role: str,
+    variant: str, seed: int, role: str, repetition: int = 0,
 ) -> Job:  # fmt: skip
     return _job(
         study,
@@ -186,6 +187,7 @@ def _trial(
         variant=variant,
         role=role,
         seed=seed,
+        round=repetition,
         code=code_version(problem.use.use, use.use),
     )
 
@@ -201,8 +203,17 @@ def _job(study: Study, problem: _Problem, **fields: Any) -> Job:
         dtype=study.dtype,
         matmul_precision=study.matmul_precision,
         measure=study.measure,
+        targets=study.targets,
         **fields,
     )
+
+
+def problem_job(job: Job) -> Job:
+    """The job of what a reported trial shares with all others on its problem."""
+    blank: dict[str, Any] = {"kind": "problem", "code": code_version(job.problem_use)}
+    for name in ("optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"):
+        blank[name] = Job.model_fields[name].default
+    return job.model_copy(update=blank)
 
 
 def code_version(*uses: str) -> str:

@@ -44,11 +44,33 @@ class Budget(_Strict):
 class Measure(_Strict):
     """How a trial is measured."""
 
-    repeats: int = Field(default=3, ge=1, description="warm runs; the median counts")
+    repeats: int = Field(
+        default=3, ge=1,
+        description="least number of warm runs, of which the median counts; short runs are "
+        "repeated more, unless this is 1",
+    )  # fmt: skip
+    rounds: int = Field(
+        default=1, ge=1, le=100,
+        description="processes a trial is repeated in; timing claims want 5 and more",
+    )  # fmt: skip
     growth: float = Field(default=1.2, gt=1, le=10, description="ratio of the snapshot grid")
-    flops: bool = Field(default=True, description="count model FLOPs in a replay off the clock")
+    refine: bool = Field(
+        default=True, description="narrow the first hit of each target to a step, by replays"
+    )
+    flops: bool = Field(
+        default=True, description="count model FLOPs and bytes in a replay off the clock"
+    )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
     certificates: bool = Field(default=True, description="say what kind of point was reached")
+    trace: bool = Field(
+        default=False,
+        description="keep value, gradient, step length and oracle calls of every step, on the "
+        "device; it costs some microseconds a step",
+    )
+    energy: bool = Field(
+        default=False,
+        description="joules, where the device counts them; runs are repeated for some seconds",
+    )
 
 
 class _Use(BaseModel):

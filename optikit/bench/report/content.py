@@ -1,10 +1,9 @@
 """What the page draws, as plain data: curves, fronts, profiles, tuning, trials."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optikit.bench.axes import AXES, Axis, compile_seconds
+from optikit.bench.axes import AXES, Axis, compile_seconds, known_axes
 from optikit.bench.report.table import COLUMNS
 from optikit.bench.report.thin import kept, share, short
 from optikit.bench.score import (
@@ -46,7 +45,7 @@ def content(
       target: the relative suboptimality that tables speak of.
       fronts: from `all_fronts`.
     """
-    axes = known_axes(problems)
+    axes = axes_of(problems)
     variants = variant_names(problems)
     index = {name: i for i, name in enumerate(variants)}
     clocked, _ = on_one_machine(problems)
@@ -77,14 +76,9 @@ def content(
     }
 
 
-def known_axes(problems: Sequence[ProblemScore]) -> list[Axis]:
-    """The axes on which some trial has a cost."""
-    curves = [c for p in problems for c in p.curves]
-    return [
-        axis
-        for key, axis in AXES.items()
-        if any(math.isfinite(x) and x > 0 for c in curves for x in c.costs.get(key, ())[-1:])
-    ]
+def axes_of(problems: Sequence[ProblemScore]) -> list[Axis]:
+    """The axes on which some reported trial has a cost."""
+    return known_axes(c.costs for p in problems for c in p.curves)
 
 
 def variant_names(problems: Sequence[ProblemScore]) -> list[str]:
@@ -115,7 +109,7 @@ def _curve(
 def all_fronts(problems: Sequence[ProblemScore]) -> Fronts:
     """The Pareto fronts of every problem on every axis, of one machine's trials."""
     chosen, _ = on_one_machine(problems)
-    return {(p.label, a.key): front(p, a.key) for p in chosen for a in known_axes(problems)}
+    return {(p.label, a.key): front(p, a.key) for p in chosen for a in axes_of(problems)}
 
 
 def _front(points: list[FrontPoint], index: Mapping[str, int]) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optikit.bench.axes import AXES
-from optikit.bench.report.content import FLOOR, known_axes, variant_names
+from optikit.bench.report.content import FLOOR, axes_of, variant_names
 from optikit.bench.score import (
     Curve,
     ProblemScore,
@@ -90,7 +90,7 @@ def figures(
     place = pathlib.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     problems = [p for p in on_one_machine(results.problems)[0] if p.curves]
-    known = {axis.key for axis in known_axes(problems)}
+    known = {axis.key for axis in axes_of(problems)}
     shown = [axis for axis in axes if axis in known]
     styles = _styles(problems)
     target = results.summary.target

@@ -69,7 +69,8 @@
   function refresh() {
     drawLegend();
     at("meaning").textContent = label("meaning") + (data.problems.some(p => p.curves.some(c => !c.cost[axis.value]))
-      ? " Trials of other machines, or with an invalid clock, are not on this axis." : "");
+      ? " Trials of other machines, or with an invalid clock, are not on this axis." : "")
+      + (axis.value.startsWith("count_") ? " Methods that never call it are not on a logarithmic scale." : "");
     at("leftout").textContent = left();
     for (const div of drawers.keys()) dirty.add(div);
     for (const div of visible) draw(div);

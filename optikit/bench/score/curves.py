@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from optikit.bench.axes import AXES, calls
 from optikit.bench.job import Job
+from optikit.bench.rounds import merged
 from optikit.bench.score.known import BestKnown, identity, improved
 from optikit.bench.store import Record
 
@@ -93,9 +94,12 @@ def score(
 ) -> list[ProblemScore]:
     """Scores by problem, in the study's order; failed and missing trials are left out.
 
+    The rounds of a trial are one curve.
+
     Args:
       known: best known values of earlier studies, by identity.
     """
+    jobs, records = merged(jobs, records)
     by_label: dict[str, list[tuple[Job, Record]]] = {}
     for job in jobs:
         mine = by_label.setdefault(job.problem, [])
