@@ -52,7 +52,7 @@ def test_a_thinned_curve_keeps_its_ends_and_the_first_hits():
 
 def test_thousands_of_curves_share_a_budget():
     assert share(10) == 120
-    assert share(2000) == 40
+    assert share(2000) == 25
     assert share(10**6) == 16
 
 

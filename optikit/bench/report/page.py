@@ -43,7 +43,7 @@ def write_page(
         "COUNT": f"{sum(job.kind == 'trial' for job in jobs)}",
         "NUMBER": f"{len(problems)}",
         "WARNINGS": _warnings(environments, problems, summary),
-        "VERDICTS": _verdicts(summary),
+        "VERDICTS": _verdicts(summary, sum(bool(p.curves) for p in problems)),
         "TARGET": f"{summary.target:g}",
         "RATINGS": ratings_table(problems, summary.target, study.reference),
         "STANDINGS": standings_tables(problems, summary.target, fronts),
@@ -67,10 +67,10 @@ def write_page(
     store.write_atomically(path, "".join(parts).encode())
 
 
-def _verdicts(summary: Summary) -> str:
-    """The sentences; all but the first and those about everything fold away where they are many."""
+def _verdicts(summary: Summary, single: int) -> str:
+    """The sentences; of those on single problems, which come first, a few are in the open."""
     items = [f"<li>{html.escape(v)}</li>" for v in summary.verdicts]
-    first, rest, last = items[:4], items[4:-2], items[4:][-2:]
+    first, rest, last = items[:4], items[4:single], items[max(4, single) :]
     if not rest:
         return f"<ul class=verdicts>{''.join(items)}</ul>"
     return (

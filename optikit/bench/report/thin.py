@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-POINTS = 80_000
-"""Snapshots drawn on a whole page; about 40 a trial with 2,000 trials."""
+POINTS = 50_000
+"""Snapshots drawn on a whole page; 25 a trial with 2,000 trials."""
 
 LEAST, MOST = 16, 120
 """Snapshots of one curve."""
