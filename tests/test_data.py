@@ -198,7 +198,7 @@ def test_a_download_happens_once_and_is_held_to_its_checksum(server, places):
     address = f"{server.url}/rows.svm"
     first = load(address)
     np.testing.assert_array_equal(first.inputs, X)
-    assert load(address).checksum() == first.checksum()
+    np.testing.assert_array_equal(load(address).inputs, first.inputs)
     assert server.requests == ["/rows.svm"]
     [kept] = (places / "cache").glob("*rows.svm")
     kept.write_bytes(LIBSVM + b"1 1:1\n")
@@ -329,7 +329,7 @@ def test_openml_sets_are_fetched_once(which, openml, monkeypatch):
     assert found.labels[found.targets].tolist() == ["elm", "oak", "oak"]
     asked = len(openml.requests)
     monkeypatch.setenv("OPTIKIT_OFFLINE", "1")
-    assert load(f"openml:{which}").checksum() == found.checksum()
+    np.testing.assert_array_equal(load(f"openml:{which}").inputs, found.inputs)
     assert len(openml.requests) == asked
 
 

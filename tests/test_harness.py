@@ -22,7 +22,7 @@ from optikit.bench.plan import plan
 from optikit.bench.score import hit, main_target, verdict
 from optikit.bench.spec import load_study
 
-SMALL = {"repeats": 1, "prices": False, "flops": False}
+SMALL = {"repeats": 1, "prices": False, "flops": False, "certificates": False}
 
 
 def bowl(n=4):
@@ -306,7 +306,7 @@ optimizers:
   mine: {use: 'my_lab.models:my_solver', rate: {grid: [0.05, 0.2]}}
   newton: {use: newton}
 budget: {steps: 40}
-measure: {repeats: 1, flops: false, prices: false}
+measure: {repeats: 1, flops: false, prices: false, certificates: false}
 """
 
 

@@ -47,14 +47,6 @@ class Data(NamedTuple):
             raise ValueError(msg)
         return self.labels[self.targets].astype(np.float64)
 
-    def checksum(self) -> str:
-        """A sha256 of the examples and targets: the identity of the data, whatever its source."""
-        digest = hashlib.sha256()
-        for array in (self.inputs, self.targets):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
 
 def bundled(name: str) -> Data:
     """A data set that scikit-learn ships: diabetes, breast_cancer, digits, iris or wine."""
