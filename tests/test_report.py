@@ -13,7 +13,7 @@ from made_results import made_results
 
 from optikit.bench import store
 from optikit.bench.axes import AXES
-from optikit.bench.report import figures
+from optikit.bench.report import figures, summarise
 from optikit.bench.report.content import all_fronts, axes_of, content
 from optikit.bench.report.figures import course
 from optikit.bench.report.page import _script_safe
@@ -314,6 +314,17 @@ def test_hostile_names_stay_text(made, tmp_path):
     assert seen["images"] == seen["bold"] == 0
     drawn = figures(hostile, tmp_path / "figures", "png", axes=("steps",))
     assert all(p.parent == tmp_path / "figures" and "<" not in p.name for p in drawn)
+
+
+@pytest.mark.browser
+@in_browser
+@pytest.mark.parametrize("problems", ["none", "no trials"])
+def test_a_study_that_has_just_begun_has_a_page_too(problems, made, tmp_path):
+    begun = [] if problems == "none" else [p._replace(curves=[], tuning=[]) for p in made.problems]
+    summary = summarise(begun, made.study.targets, [])
+    early = type(made)(made.study, tmp_path, made.jobs, {}, begun, summary)
+    seen = walked(early.page(), "seen.charts = lines('#charts').length", tmp_path)
+    assert seen["charts"] == len(begun)
 
 
 @pytest.mark.slow

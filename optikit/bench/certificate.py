@@ -9,7 +9,7 @@ from optikit.problems import Problem, cast_floats
 
 
 def final_certificate(problem: Problem, params: Any) -> dict[str, Any]:
-    """The certificate of a point in float64, as plain data: kind, message, gradient norm.
+    """The certificate of a point in float64, as plain data: kind and message.
 
     A point at which the function or its derivatives are not finite has the kind "not-finite".
     """
@@ -20,4 +20,6 @@ def final_certificate(problem: Problem, params: Any) -> dict[str, Any]:
             found = certify(exact.objective, point, exact.args)  # type: ignore[arg-type]
         except FloatingPointError as error:
             return {"kind": "not-finite", "message": str(error)}
-        return {"kind": str(found.kind), "message": found.message}
+        # the better point itself is not kept
+        message = found.message.replace(" is in .better", " is near")
+        return {"kind": str(found.kind), "message": message}
