@@ -102,6 +102,20 @@ def test_a_throttled_trial_is_on_no_axis_of_time(made):
     assert "warm" not in found["problems"][0]["curves"][0]["cost"]
 
 
+def test_an_axis_that_one_method_lacks_is_left_out_for_it_alone(made, tmp_path):
+    nowhere = [math.nan] * 100
+
+    def without(curve):
+        costs = curve.costs | {axis: nowhere[: len(curve.gaps)] for axis in ("warm", "gradients")}
+        return curve._replace(costs=costs) if curve.variant == "method 1" else curve
+
+    problems = [p._replace(curves=[without(c) for c in p.curves]) for p in made.problems]
+    results = type(made)(made.study, tmp_path, made.jobs, made.records, problems, made.summary)
+    found = shown(results)
+    assert found["profiles"]["left"]["warm"] == ["method 1: warm unknown on p0"]
+    assert "method 1" in results.page().read_text()
+
+
 def test_json_cannot_end_its_script_element():
     text = _script_safe({"x": "</script><!--\u2028"})
     assert "<" not in text

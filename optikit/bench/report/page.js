@@ -79,7 +79,7 @@
   const layout = (title, x, y) => ({
     title: { text: plain(title), x: 0.02, font: { size: 14 } }, showlegend: false, hovermode: "closest",
     margin: { l: 66, r: 14, t: 34, b: 44 }, plot_bgcolor: "#fff",
-    xaxis: { exponentformat: "power", gridcolor: grid, zeroline: false, ...x },
+    xaxis: { exponentformat: "power", gridcolor: grid, zeroline: false, ...(x.type === "log" ? { dtick: "D2" } : {}), ...x },
     yaxis: { exponentformat: "power", gridcolor: grid, zeroline: false, ...y },
   });
   const titled = text => ({ text, font: { size: 12 } });
@@ -169,9 +169,12 @@
       line: { color: palette[i % palette.length], width: 1.8 }, customdata: t.reached,
       hovertemplate: "best of %{x}: %{y:.4g}, target met in %{customdata:.0%}<extra>%{fullData.name}</extra>",
     }));
-    return [traces, { ...layout(name, { title: titled("settings tried, k"), rangemode: "tozero" },
-      { title: titled(`expected ${found[0].axis} to ${found[0].target}`), type: "log" }),
-      showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right", font: { size: 11 } } }];
+    const met = found.some(t => t.expected.some(v => v !== null));
+    const none = { text: "no setting met the target", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 };
+    return [traces, { ...layout(name, { title: titled("settings tried, k"), tick0: 1, dtick: Math.ceil(Math.max(...found.flatMap(t => t.k)) / 10), showticklabels: met },
+      { title: titled(`expected ${found[0].axis} to ${found[0].target.toExponential()}`), type: "log", dtick: "D2", showticklabels: met }),
+      margin: { l: 66, r: 14, t: 34, b: 74 }, annotations: met ? [] : [none],
+      showlegend: true, legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0.5, xanchor: "center", font: { size: 11 } } }];
   }
 
   for (const problem of data.problems) {

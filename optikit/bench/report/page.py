@@ -101,8 +101,11 @@ def _tuning(tuned: list[Tuned]) -> str:
     for t in tuned:
         chosen = ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}"
                            for k, v in t.searched.items())  # fmt: skip
-        ks = [b for b in t.curve if b.k in (1, 5, 20)] or t.curve[-1:]
-        best = "; ".join(f"k = {b.k}: {b.expected:.3g} ({b.reached:.0%})" for b in ks)
+        ks = [b for b in t.curve if b.k in (1, 5, 20, len(t.curve))]
+        best = "; ".join(
+            f"k = {b.k}: {b.expected:.3g} ({b.reached:.0%})" if b.reached else f"k = {b.k}: -"
+            for b in ks
+        )
         cells = (
             t.problem,
             t.optimizer,
