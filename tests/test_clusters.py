@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,7 +56,9 @@ def study(tmp_path, monkeypatch):
 
     def make(seconds, seeds):
         path = tmp_path / "study.yaml"
-        path.write_text(STUDY.replace("SECONDS", str(seconds)).replace("SEEDS", str(list(range(seeds)))))
+        path.write_text(
+            STUDY.replace("SECONDS", str(seconds)).replace("SEEDS", str(list(range(seeds))))
+        )
         return load_study(path)
 
     return make
@@ -93,7 +96,11 @@ def in_work(folder, number, seconds=120):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done = records(folder)
-        now = {k: lines[-1]["process"] for k, lines in attempts(folder).items() if lines and k not in done}
+        now = {
+            k: lines[-1]["process"]
+            for k, lines in attempts(folder).items()
+            if lines and k not in done
+        }
         if len(done) >= number and now:
             return now, done
         time.sleep(0.05)
@@ -215,10 +222,22 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     stepd = root / "usr/sbin/slurmstepd-wlm"
     daemons = [
-        subprocess.Popen([root / "usr/sbin/slurmctld-wlm", "-D", "-L", home / "slurmctld.log"], stderr=subprocess.DEVNULL),
+        subprocess.Popen(
+            [root / "usr/sbin/slurmctld-wlm", "-D", "-L", home / "slurmctld.log"],
+            stderr=subprocess.DEVNULL,
+        ),
         *(
             subprocess.Popen(
-                [root / "usr/sbin/slurmd-wlm", "-D", "-N", node, "-d", stepd, "-L", home / f"{node}.log"],
+                [
+                    root / "usr/sbin/slurmd-wlm",
+                    "-D",
+                    "-N",
+                    node,
+                    "-d",
+                    stepd,
+                    "-L",
+                    home / f"{node}.log",
+                ],
                 stderr=subprocess.DEVNULL,
             )
             for node in ("n1", "n2")
@@ -228,7 +247,9 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     idle = ""
     while idle.count("idle") < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
-        idle = subprocess.run(["sinfo", "-h", "-N", "-o", "%N %t"], capture_output=True, text=True, check=False).stdout
+        idle = subprocess.run(
+            ["sinfo", "-h", "-N", "-o", "%N %t"], capture_output=True, text=True, check=False
+        ).stdout
     try:
         assert idle.count("idle") == 2, (home / "slurmctld.log").read_text()[-2000:]
         yield daemons
@@ -293,12 +314,17 @@ def test_a_missing_package_is_told_with_its_extra(name, package, study, tmp_path
 def test_unknown_executors_and_options_are_told():
     with pytest.raises(ExecutorError, match="is not an executor: inline, process, ray, slurm"):
         executor_named("dask", {})
-    with pytest.raises(ExecutorError, match=r"'gpu' is no option .* it takes address, cpus, gpus, retries"):
+    with pytest.raises(
+        ExecutorError, match=r"'gpu' is no option .* it takes address, cpus, gpus, retries"
+    ):
         executor_named("ray", {"gpu": 1})
     with pytest.raises(ExecutorError, match="it takes none"):
         executor_named("process", {"gpus": 1})
     assert executor_named("slurm", {"slurm_partition": "a100"})
-    assert options_of(["gpus=0.5", "slurm_partition=a100"]) == {"gpus": 0.5, "slurm_partition": "a100"}
+    assert options_of(["gpus=0.5", "slurm_partition=a100"]) == {
+        "gpus": 0.5,
+        "slurm_partition": "a100",
+    }
     for text in ("gpus", "=1", "a.b=1", "x=[", "x y=1"):
         with pytest.raises(ExecutorError, match="write it as name=value"):
             options_of([text])

@@ -11,7 +11,6 @@ import types
 import jax.numpy as jnp
 import jsonschema
 import pytest
-import yaml
 from rich.console import Console
 
 import optikit as ok
@@ -67,11 +66,15 @@ def test_resume_runs_what_is_missing_in_the_manner_of_before(tmp_path):
     assert json.loads(resumed.stdout)["rows"]
     now = {path.name: path.read_bytes() for path in (folder / "records").glob("*.parquet")}
     assert set(now) == set(first)
-    assert {k: v for k, v in now.items() if k != victim} == {k: v for k, v in first.items() if k != victim}
+    assert {k: v for k, v in now.items() if k != victim} == {
+        k: v for k, v in first.items() if k != victim
+    }
     assert json.loads((folder / "run.json").read_text())["executor"] == "inline"
     same = cli("compare", "r", "r", cwd=tmp_path)
     assert "regression" not in same.stdout
-    assert "is not an executor" in cli("resume", "r", "--executor", "x", cwd=tmp_path, check=2).stderr
+    assert (
+        "is not an executor" in cli("resume", "r", "--executor", "x", cwd=tmp_path, check=2).stderr
+    )
     assert "not a results folder" in cli("resume", ".", cwd=tmp_path, check=2).stderr
     assert "2 of 2 recorded, done" in cli("status", "r", cwd=tmp_path).stdout
     assert cli("query", "r", "SELECT count(*) AS n FROM trials", cwd=tmp_path).stdout == "n\n2\n"
@@ -112,9 +115,9 @@ def test_a_folder_is_loaded_as_it_was_collected(results):
 
 def test_a_study_of_objects_is_resumed_by_its_script_only(tmp_path):
     bowl = ok.Problem(lambda x: jnp.sum(x**2), jnp.ones(2), (), 0.0)
-    ok.Experiment("o", {"bowl": bowl}, {"newton": "newton"}, measure=SMALL, budget={"steps": 3}).run(
-        tmp_path / "o"
-    )
+    ok.Experiment(
+        "o", {"bowl": bowl}, {"newton": "newton"}, measure=SMALL, budget={"steps": 3}
+    ).run(tmp_path / "o")
     assert "run the script that made it again" in cli("resume", "o", cwd=tmp_path, check=2).stderr
 
 
@@ -122,7 +125,9 @@ def test_a_study_of_objects_is_resumed_by_its_script_only(tmp_path):
 
 
 def test_questions_are_answered_from_trials_and_snapshots(results):
-    answer = query(results, "SELECT variant, min(value) AS best FROM snapshots GROUP BY 1 ORDER BY 1")
+    answer = query(
+        results, "SELECT variant, min(value) AS best FROM snapshots GROUP BY 1 ORDER BY 1"
+    )
     assert answer.columns == ["variant", "best"]
     assert [row[0] for row in answer.rows] == ["adam", "newton"]
     assert query(results, "SELECT count(*) FROM trials WHERE kind = 'trial'").rows == [(4,)]
@@ -164,7 +169,7 @@ def test_the_schema_takes_what_a_study_takes():
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for path in sorted(CONFIGS.glob("*.yaml")):
-        validator.validate(yaml.safe_load(json.dumps(load_study(path).model_dump(mode="json", exclude_none=True))))
+        validator.validate(load_study(path).model_dump(mode="json", exclude_none=True))
     good = {"name": "x", "problems": {"a": {"use": "quadratic", "n": 5}},
             "optimizers": {"b": {"use": "newton"}, "c": {"use": "my_lab:solver", "any": 1},
                            "d": {"use": "adam", "learning_rate": {"grid": [0.1]}}}}  # fmt: skip
@@ -182,7 +187,9 @@ def test_the_committed_schema_is_the_one_of_this_code():
     committed = json.loads((CONFIGS / "study.schema.json").read_text())
     assert committed == study_schema(), "optikit config schema > configs/study.schema.json"
     for path in CONFIGS.glob("*.yaml"):
-        assert path.read_text().startswith("# yaml-language-server: $schema=study.schema.json\n"), path
+        assert path.read_text().startswith("# yaml-language-server: $schema=study.schema.json\n"), (
+            path
+        )
 
 
 # --- trackers ------------------------------------------------------------------------------------
@@ -235,7 +242,9 @@ def test_a_tracker_that_fails_does_not_stop_the_study(tmp_path, monkeypatch, cap
                                measure=SMALL, budget={"steps": 5})  # fmt: skip
     found = experiment.run(tmp_path, executor="inline", track="wandb")
     assert len(found.records) == 3
-    assert capsys.readouterr().err.count("the tracker has failed, the study goes on: no network") == 1
+    assert (
+        capsys.readouterr().err.count("the tracker has failed, the study goes on: no network") == 1
+    )
 
 
 def test_a_tracker_that_is_not_there_is_told_before_anything_runs(tmp_path, monkeypatch):
@@ -257,7 +266,12 @@ def test_trackio_for_real_and_offline(tmp_path, monkeypatch):
         "  track='trackio')\n"
     )
     home = tmp_path / "trackio"
-    environment = {**os.environ, "TRACKIO_DIR": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "TRACKIO_DIR": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], env=environment,
                           capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -299,7 +313,10 @@ def test_off_a_terminal_there_are_plain_lines(results, capsys):
             told.ended(jobs[0], "broken")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["2 jobs, 1 recorded already", f"[2/2] {jobs[0].title}  failed: broken"]
+    assert err.splitlines() == [
+        "2 jobs, 1 recorded already",
+        f"[2/2] {jobs[0].title}  failed: broken",
+    ]
 
 
 def test_on_a_terminal_there_is_the_table(tmp_path):
