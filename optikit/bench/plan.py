@@ -109,10 +109,15 @@ def _meets(problem: _Problem, use: OptimizerUse) -> bool:
 
 def _tuning(study: Study, problems: list[_Problem], tuned: Mapping[str, OptimizerUse]) -> list[Job]:
     """The trials that choose hyperparameters: as many for every method."""
-    from optikit.bench.tuning import sample
+    from optikit.bench.tuning import sample, tuning_target
 
     lean = {"repeats": 1, "flops": study.tuning.axis == "flops" or study.tuning.charge}
-    thrifty = study.model_copy(update={"measure": study.measure.model_copy(update=lean)})
+    thrifty = study.model_copy(
+        update={
+            "measure": study.measure.model_copy(update=lean),
+            "targets": [tuning_target(study)],
+        }
+    )
     tried = {label: sample(use, study.tuning) for label, use in tuned.items()}
     return [
         _trial(

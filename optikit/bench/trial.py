@@ -102,12 +102,8 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "seconds": run.seconds,
         "memory": run.memory,
         "memory_bytes": run.memory["program_bytes"],
-        "clock": run.clock
-        | {
-            "runs": run.warm.runs,
-            "coverage": run.warm.coverage,
-            "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
-        },
+        "clock": run.clock | {"runs": run.warm.runs, "coverage": run.warm.coverage},
+        "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
         "invalid": run.clock["invalid"],
         "known": known,
         "ledger_agrees": None if along is None else along.ledger_agrees,
