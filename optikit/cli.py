@@ -246,6 +246,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="problems, optimizers, losses or data")],
 ) -> None:
     """List what a study can name, with a line on each."""
+    from optikit.bench import peers
     from optikit.bench.signature import registry, signature
 
     registries = {
@@ -266,6 +267,9 @@ def list_(
             print(f"{'':{width}}  takes {', '.join(p.name for p in declared.parameters)}")
     if what == "optimizers":
         print("\nAny optimizer of optax can be named too: adamw, lion, optax.lbfgs, muon, ...")
+        print("Other libraries' methods, as library:method:")
+        for name, library in peers.LIBRARIES.items():
+            print(f"  {name}: {', '.join(library.methods)}")
 
 
 @app.command()

@@ -156,7 +156,10 @@ def _informed(job: Job, folder: pathlib.Path) -> Job:
 
 
 def _uninterrupted(job: Job) -> Record:
-    """The record of an attempt that ran through; after `MAX_INTERRUPTED` others, of any."""
+    """The record of an attempt that ran through.
+
+    After `MAX_INTERRUPTED` others, of any: if it was interrupted too, its clock is marked invalid.
+    """
     from optikit.bench.trial import run_job
 
     for _ in range(MAX_INTERRUPTED):
@@ -168,7 +171,11 @@ def _uninterrupted(job: Job) -> Record:
             sys.modules["jax"].clear_caches()
     with _Interruption() as interruption:
         record = run_job(job)
-    return record._replace(facts={**record.facts, "interrupted": interruption.seen})
+    if not interruption.seen:
+        return record
+    facts = record.facts
+    marks = {key: [*(facts.get(key) or []), "interrupted"] for key in ("marks", "invalid")}
+    return record._replace(facts={**facts, **marks})
 
 
 class _Interruption:

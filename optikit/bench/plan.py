@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import optikit
+from optikit.bench import peers
+from optikit.bench.factories import declared_by, find_factory
 from optikit.bench.job import Job
-from optikit.bench.signature import module_file, registry, signature
+from optikit.bench.signature import module_file, registry
 from optikit.bench.spaces import spaces
-from optikit.bench.spec import OptimizerUse, ProblemUse, Study, find_factory, variants
+from optikit.bench.spec import OptimizerUse, ProblemUse, Study, variants
 from optikit.bench.store import Record
 
 __all__ = ["Job", "code_version", "outlook", "plan", "problem_job"]
@@ -164,8 +166,8 @@ def _shown(
 
 def _has_defaults(use: OptimizerUse) -> bool:
     """Whether every searched argument may be left out."""
-    target, _ = find_factory(use.use, _optimizers(), optax=True)
-    declared = signature(target) if target else None
+    target, _ = find_factory(use.use, _optimizers(), optimizer=True)
+    declared = declared_by(target) if target else None
     if declared is None:
         return True  # not readable without importing it: the trial will say
     searched = {space.name for space in spaces(use.arguments)}
@@ -225,7 +227,9 @@ def code_version(*uses: str) -> str:
     """A hash of optikit's sources and of the modules that import paths name."""
     digest = hashlib.sha256(_own_sources().encode())
     for use in uses:
-        if ":" in use:
+        if peers.is_peer(use):
+            digest.update(f"{use} {peers.version(use)}".encode())
+        elif ":" in use:
             file = module_file(use.partition(":")[0])
             digest.update(file.read_bytes() if file else use.encode())
     return digest.hexdigest()[:16]

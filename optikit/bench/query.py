@@ -17,7 +17,7 @@ JOB = (
     "kind", "problem", "optimizer", "variant", "seed", "dtype", "matmul_precision", "problem_use",
     "optimizer_use", "code",
 )  # fmt: skip
-FACTS = ("status", "error", "wall_seconds", "started", "attempt", "host", "interrupted")
+FACTS = ("status", "error", "wall_seconds", "started", "attempt", "host")
 
 
 class QueryError(Exception):
@@ -44,9 +44,10 @@ def query(folder: pathlib.Path, sql: str) -> Answer:
     """Ask one SELECT of the records of a results folder.
 
     Columns of `trials`: id, kind, problem, optimizer, variant, seed, dtype, ..., status, error,
-    wall_seconds, attempt, host, device, machine, steps (of the last snapshot), and everything else
-    as JSON in `job` and `facts` (`facts->>'$.seconds.compile'`). Columns of `snapshots`: id,
-    problem, variant, seed, and those of the records: step, value, grad_norm, warm_seconds, ...
+    wall_seconds, attempt, host, invalid (why its clock does not count), device, machine, steps (of
+    the last snapshot), and everything else as JSON in `job` and `facts`
+    (`facts->>'$.seconds.compile'`). Columns of `snapshots`: id, problem, variant, seed, and those
+    of the records: step, value, grad_norm, warm_seconds, ...
 
     Raises:
       QueryError: it is no SELECT, names what is not there, or asks for more than the records.
@@ -105,6 +106,7 @@ def _trial(job_id: str, record: Record) -> dict[str, Any]:
         "id": job_id,
         **{name: record.job.get(name) for name in JOB},
         **{name: record.facts.get(name) for name in FACTS},
+        "invalid": list(record.facts.get("invalid") or []),
         **{name: environment.get(name) for name in ("device", "machine", "commit")},
         "steps": record.rows[-1].get("step") if record.rows else None,
         "job": json.dumps(record.job),

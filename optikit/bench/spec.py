@@ -8,15 +8,15 @@ with its place in the file.
 import difflib
 import itertools
 import pathlib
-import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from optikit.bench import limits, yaml_source
+from optikit.bench.factories import declared_by, find_factory
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
-from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench.signature import Parameter, Signature, registry
 from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
@@ -96,7 +96,8 @@ class ProblemUse(_Use):
 
 
 class OptimizerUse(_Use):
-    """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
+    """`use: newton-cg`, `use: adamw` (optax), `use: scipy:trust-exact` (another library's, see
+    `optikit.bench.peers`) or `use: my_lab.solvers:mine`, and its arguments.
 
     An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
     Or it may be a search space, to be tuned: `{log_uniform: [1e-4, 1.0]}`, `{uniform: [a, b]}`,
@@ -262,41 +263,18 @@ def _check_uses(
         path = (section, label)
         if objects and entry["use"].startswith("object "):
             continue  # entered by Experiment
-        target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
+        target, complaint = find_factory(entry["use"], known, optimizer=section == "optimizers")
         if complaint:
             problems.append(
                 (_place(source, (*path, "use"), ""), f"{section}.{label}.use: {complaint}")
             )
             continue
-        declared = signature(target)
+        declared = declared_by(target)
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
         problems += _check_arguments(source, path, given, declared, target=target)
     return problems
-
-
-_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.-]*")
-
-
-def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, str]:
-    """The "module:function" behind a `use`, and a complaint if there is none."""
-    if ":" in use:
-        if not _IMPORT_PATH.fullmatch(use):
-            return "", f"an import path is written module:function (got {use!r})"
-        return use, ""
-    plain = use.lower().replace("_", "-")
-    if plain in known:
-        return known[plain], ""
-    if optax:
-        name = plain.removeprefix("optax.").replace("-", "_")
-        for module in ("optax", "optax.contrib"):
-            found = signature(f"{module}:{name}")
-            if found and any(p.name == "learning_rate" for p in found.parameters):
-                return f"{module}:{name}", ""
-    close = difflib.get_close_matches(plain, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return "", f"unknown name {use!r}: {hint}"
 
 
 def _check_arguments(

@@ -4,11 +4,12 @@ The same job may be run again after a kill: it writes its record once, atomicall
 """
 
 import contextlib
+import functools
 import time
 import traceback
 from typing import Any
 
-from optikit.bench import environment
+from optikit.bench import environment, peers
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
 
@@ -76,20 +77,25 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from optikit.bench.resolve import optimizer_of, problem_of
 
     problem = problem_of(job)
-    cast, optimizer = problem.cast(job.dtype), optimizer_of(job)
-    key = jax.random.fold_in(jax.random.key(0), job.seed)
+    cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
+    if peers.is_peer(job.optimizer_use):
+        optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
+        measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
+    else:
+        optimizer = optimizer_of(job)
+        measured = functools.partial(measure, optimizer=optimizer)
+        followed, more = functools.partial(costs_along, optimizer=optimizer), dict
     known = problem.optimum if job.known is None else job.known
-    run = measure(
-        cast,
-        optimizer,
-        key,
+    run = measured(
+        problem=cast,
+        key=key,
         budget=job.budget,
         how=job.measure,
         judge=referee(problem),
         goal=Goal(known, job.targets) if job.measure.refine and known is not None else None,
     )
     steps = [snapshot.step for snapshot in run.snapshots]
-    along = costs_along(cast, optimizer, key, steps) if job.measure.flops else None
+    along = followed(problem=cast, key=key, steps=steps) if job.measure.flops else None
     return {
         "status": run.status.name,
         "sentence": run.status.sentence,
@@ -97,12 +103,8 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "seconds": run.seconds,
         "memory": run.memory,
         "memory_bytes": run.memory["program_bytes"],
-        "clock": run.clock
-        | {
-            "runs": run.warm.runs,
-            "coverage": run.warm.coverage,
-            "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
-        },
+        "clock": run.clock | {"runs": run.warm.runs, "coverage": run.warm.coverage},
+        "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
         "invalid": run.clock["invalid"],
         "known": known,
         "ledger_agrees": None if along is None else along.ledger_agrees,
@@ -111,6 +113,7 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "certificate": final_certificate(problem, run.snapshots[-1].params)
         if job.measure.certificates and job.role == "report"
         else None,
+        **more(),
     }, _rows(run, along)
 
 

@@ -26,7 +26,6 @@ PRELOADED = ["optikit.bench.executors.preload"]
 class _Running(NamedTuple):
     job: Job
     process: Any
-    answer: connection.Connection
     deadline: float
 
 
@@ -44,36 +43,48 @@ def run_processes(
     if method == "forkserver":
         context.set_forkserver_preload(PRELOADED)
     waiting = list(reversed(jobs))
-    running: dict[Any, _Running] = {}
+    running: dict[connection.Connection, _Running] = {}
     try:
         while waiting or running:
             while waiting and len(running) < (workers or 1):
                 job = waiting.pop()
                 begun(job)
-                answer, theirs = context.Pipe(duplex=False)
-                spec = str(write_spec(job, folder))
-                process = context.Process(
-                    target=_work, args=(spec, theirs, list(sys.path)), daemon=True
-                )
-                process.start()
-                theirs.close()
-                deadline = time.monotonic() + allowance(job)
-                running[process.sentinel] = _Running(job, process, answer, deadline)
-            for sentinel in connection.wait(list(running), timeout=1.0):
-                ended = running.pop(sentinel)
-                ended.process.join()
-                yield ended.job, _failure(folder, ended)
-            for sentinel, late in list(running.items()):
+                answer, process = _started(context, str(write_spec(job, folder)))
+                running[answer] = _Running(job, process, time.monotonic() + allowance(job))
+            # by their answers, not by their sentinels: those say "gone" when the fork server is
+            for answer in connection.wait(list(running), timeout=1.0):
+                assert isinstance(answer, connection.Connection)
+                ended = running.pop(answer)
+                yield ended.job, _failure(folder, ended, answer)
+            for answer, late in list(running.items()):
                 if time.monotonic() > late.deadline:
                     late.process.kill()
                     late.process.join()
-                    del running[sentinel]
+                    del running[answer]
                     yield late.job, f"killed after {allowance(late.job):.0f} s: it did not end"
     finally:
         for left in running.values():
             left.process.kill()
         for left in running.values():
             left.process.join()
+
+
+def _started(context: Any, spec: str) -> tuple[connection.Connection, Any]:
+    """A worker, and the pipe of its answer; a fork server that was killed is started again."""
+    for again in (True, True, False):
+        answer, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(spec, theirs, list(sys.path)), daemon=True)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            answer.close()
+            if not again:
+                raise
+        else:
+            return answer, process
+        finally:
+            theirs.close()
+    raise AssertionError
 
 
 def _work(spec: str, answer: connection.Connection, path: list[str]) -> None:
@@ -92,20 +103,21 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _failure(folder: pathlib.Path, ended: _Running) -> str:
-    """Why a job whose process is gone failed, or ""."""
-    code = ended.process.exitcode
+def _failure(folder: pathlib.Path, ended: _Running, answer: connection.Connection) -> str:
+    """Why a job whose worker has answered, or died, failed; or ""."""
     try:
-        ending = Ending(*ended.answer.recv()) if ended.answer.poll() else None
-    except (EOFError, OSError):
-        ending = None  # killed in the middle of its answer
+        ending = Ending(*answer.recv())
+    except (EOFError, OSError):  # killed, perhaps in the middle of its answer
+        ending = None
     finally:
-        ended.answer.close()
+        answer.close()
+    ended.process.join()
     if ending is not None:
         if ending.fatal:
             raise StoreError(ending.fatal)
         return ending.failure
     if store.is_done(store.read(folder, ended.job.id)):  # killed after it, before the answer
         return ""
+    code = ended.process.exitcode
     how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
     return f"the worker ended {how}; see logs/{ended.job.id}.log"
