@@ -173,7 +173,13 @@ def status(folder: Folder, json: AsJson = False) -> None:
 
 
 @app.command()
-def report(folder: Folder, json: AsJson = False) -> None:
+def report(
+    folder: Folder,
+    json: AsJson = False,
+    figures: Annotated[
+        str | None, typer.Option(help="Write figures for a paper too: pdf, png or svg")
+    ] = None,
+) -> None:
     """Print the table and write the page of a results folder, as far as it has got."""
     from optikit.bench.experiment import load
 
@@ -184,6 +190,14 @@ def report(folder: Folder, json: AsJson = False) -> None:
     page = results.page()
     print(results.summary.as_json()) if json else results.summary.print()
     print(f"Page: {page}", file=sys.stderr)
+    if figures is not None:
+        from optikit.bench.report.figures import FORMATS
+
+        if figures not in FORMATS:
+            msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
+            raise typer.BadParameter(msg)
+        drawn = results.figures(format=figures)
+        print(f"Figures: {len(drawn)} in {folder / 'figures'}", file=sys.stderr)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optikit as ok
-from optikit.bench import clock, energy, nvml
+from optikit.bench import clock, energy, execute, nvml
 from optikit.bench.axes import AXES
 from optikit.bench.execute import Goal, measure
 from optikit.bench.plan import Job, plan, problem_job
@@ -166,6 +166,21 @@ def test_short_runs_are_repeated_more_and_long_ones_as_asked():
         return [0.0, 0.11]
 
     assert repeated(slow, least=3).runs == 3
+
+
+def test_the_cost_of_chunks_is_charged_to_nobody(monkeypatch):
+    time_now = FakeTime()
+    monkeypatch.setattr(execute, "time", time_now)
+    step, dispatch = 2e-3, 1e-3
+
+    def go(at, limit):
+        time_now.sleep(dispatch + step * (limit - at))
+        return limit
+
+    steps = [0, 1, 2, 4, 8, 16, 20, 24, 30, 36, 44, 52, 63, 76, 91, 100]
+    stamps = execute.warm_run(lambda: 0, go, steps, [step * s for s in steps])
+    for limit, seconds in zip(steps, stamps, strict=True):  # each as if it had been run alone
+        assert seconds == pytest.approx(dispatch + step * limit, rel=2e-2)
 
 
 def record(job, seconds, *, machine="here", invalid=(), error=None):

@@ -34,7 +34,6 @@ def capture() -> dict[str, Any]:
         "platform": device.platform,
         "devices": jax.device_count(),
         "driver": _driver(),
-        "host": platform.node(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

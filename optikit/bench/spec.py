@@ -54,13 +54,12 @@ class Measure(_Strict):
         description="processes a trial is repeated in; timing claims want 5 and more",
     )  # fmt: skip
     growth: float = Field(default=1.2, gt=1, le=10, description="ratio of the snapshot grid")
-    refine: bool = Field(
-        default=True, description="narrow the first hit of each target to a step, by replays"
-    )
+    refine: bool = Field(default=True, description="narrow first hits of targets by replays")
     flops: bool = Field(
         default=True, description="count model FLOPs and bytes in a replay off the clock"
     )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+    certificates: bool = Field(default=True, description="say what kind of point was reached")
     trace: bool = Field(
         default=False,
         description="keep value, gradient, step length and oracle calls of every step, on the "

@@ -135,6 +135,8 @@ def ratings(table: RatingTable, *, seed: int = 0) -> list[Rating]:
     made = []
     for j, solver in enumerate(table.solvers):
         ran = ~np.isnan(table.values[:, j])
+        if not ran.any():
+            continue  # its cost on this axis is known nowhere
         column = table.values[ran, j]
         groups = [g for g, r in zip(table.groups, ran, strict=True) if r]
         total, count = column.sum(), column.size
