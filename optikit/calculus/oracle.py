@@ -26,7 +26,11 @@ from optikit.calculus.objective import (
     split_data,
     value_and_aux,
 )
-from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
+from optikit.calculus.structured import (
+    OutputCurvature,
+    add_penalty_diagonal,
+    structured_curvature,
+)
 from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tree
 from optikit.losses import Loss, sample_labels
 
@@ -219,7 +223,7 @@ class Oracle(NamedTuple):
 
     def _output_product(self, kind: CurvatureKind, params: Params):
         objective, loss = self._need_composite(kind)
-        curvature = self._output_curvature(kind)
+        curvature = self.output_curvature(kind)
         inputs, targets, weights = split_data(objective, self.args)
         outputs, forward = jax.linearize(lambda p: outputs_of(objective, p, inputs), params)
         backward = jax.linear_transpose(forward, params)
@@ -233,7 +237,12 @@ class Oracle(NamedTuple):
 
         return apply
 
-    def _output_curvature(self, kind: str):
+    def output_curvature(self, kind: str) -> OutputCurvature:
+        """The loss's Hessian or Fisher information, as products in output space.
+
+        Raises:
+          TypeError: kind is "fisher" and the loss has none.
+        """
         loss = loss_of(self.objective)
         if kind != "fisher":
             return loss.hvp
@@ -250,7 +259,7 @@ class Oracle(NamedTuple):
         if self.objective.kind != "composite":
             return None
         dense = structured_curvature(
-            self.objective, params, self.args, self._output_curvature(kind)
+            self.objective, params, self.args, self.output_curvature(kind)
         )
         return None if dense is None else add_penalty_diagonal(dense, self.objective, params)
 
