@@ -139,7 +139,8 @@ class Oracle(NamedTuple):
 
     def _gauss_newton(self, kind: CurvatureKind, params: Params) -> LinearOperator:
         def product():
-            if self.objective.kind == "residuals" and kind == "ggn":
+            normal = kind == "ggn" or self.objective.robust is None  # |r|^2 / 2 is a normal's NLL
+            if self.objective.kind == "residuals" and normal:
                 return self._residual_product(params)
             return self._output_product(kind, params)
 
@@ -258,9 +259,7 @@ class Oracle(NamedTuple):
     def _structured(self, kind: str, params: Params) -> Float[Array, "n n"] | None:
         if self.objective.kind != "composite":
             return None
-        dense = structured_curvature(
-            self.objective, params, self.args, self.output_curvature(kind)
-        )
+        dense = structured_curvature(self.objective, params, self.args, self.output_curvature(kind))
         return None if dense is None else add_penalty_diagonal(dense, self.objective, params)
 
     def _plus_penalty(self, product: Params, params: Params, v: Params) -> Params:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Float, Int
 
 from optikit.calculus.affine import Term, affine_terms
@@ -183,7 +183,9 @@ class LinearPredictor(NamedTuple):
         found = np.concatenate(moved)
         return found if np.array_equal(np.sort(found, axis=None), np.arange(starts[-1])) else None
 
-    def grams(self, weights: Float[Array, "m outputs"]) -> Float[Array, "outputs features features"]:
+    def grams(
+        self, weights: Float[Array, "m outputs"]
+    ) -> Float[Array, "outputs features features"]:
         """The diagonal blocks A_k^T diag(weights_k) A_k, one an output, in the order of `grid`."""
         ones = jnp.ones((self.rows, 1), self.dtype)
         parts = [ones if t.rows is None else t.rows for t in self.terms]
@@ -227,7 +229,8 @@ def linear_predictor(objective: Objective, params: Params, args: tuple) -> Linea
     dtypes |= {t.rows.dtype for t in terms if t.rows is not None}
     event = loss_of(objective).event_ndim
     wide = terms[0].view.shape[1]
-    if len(dtypes) > 1 or event > 1 or (event == 1 and outputs.shape[-1] != wide):
+    narrow = any(d.itemsize < 4 for d in dtypes)
+    if narrow or len(dtypes) > 1 or event > 1 or (event == 1 and outputs.shape[-1] != wide):
         return None
     return LinearPredictor(objective, args, tuple(terms), params, outputs.shape)
 
@@ -239,7 +242,7 @@ def _places(term: Term, leaf: Array) -> Grid | None:
         return None
     with jax.ensure_compile_time_eval():
         shown = term.view.apply(jnp.arange(1, leaf.size + 1, dtype=leaf.dtype).reshape(leaf.shape))
-        if isinstance(shown, jax.core.Tracer):  # scaled by data
+        if isinstance(shown, core.Tracer):  # scaled by data
             return None
         entries = np.asarray(shown).astype(int) - 1
     once = np.array_equal(np.sort(entries, axis=None), np.arange(leaf.size))

@@ -134,7 +134,13 @@ def or_probe(at: Eval) -> Params:
     return jax.tree.map(probe, at.grad)
 
 
-def truncated(product, g: Params, radius: Scalar, inner: Inner, max_iters: int) -> _Run:
+def truncated(
+    product: Callable[[Params], Params],
+    g: Params,
+    radius: Scalar,
+    inner: Inner,
+    max_iters: int | Int[Array, ""],
+) -> _Run:
     """CG on H s = -g until |r| <= forcing |g|, the radius, or curvature that is not positive."""
     rr0 = tree.vdot(g, g)
     dtype = rr0.dtype

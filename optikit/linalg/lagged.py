@@ -135,8 +135,8 @@ def lagged_solve(
         fresh = ~c.factor.built | (c.products > 0)
         m = lax.cond(fresh, build, lambda: c.factor)
         start, now = m.whiten(gradient), m.whiten(c.residual)
-        goal = forcing * tree.norm(start)
-        size = tree.norm(now)
+        goal = forcing * jnp.linalg.norm(start)
+        size = jnp.linalg.norm(now)
         inner = Inner(goal / jnp.where(size > 0, size, 1), jnp.zeros((), dtype))
         limit = jnp.where(fresh, max_iters, patience)
         run = truncated(
@@ -149,7 +149,7 @@ def lagged_solve(
             run.convex,
             c.products + run.iterations,
             c.builds + fresh,
-            fresh | ~run.convex | ~(tree.norm(run.r) > goal),
+            fresh | ~run.convex | ~(jnp.linalg.norm(run.r) > goal),
         )
 
     none = jnp.asarray(0, jnp.int32)

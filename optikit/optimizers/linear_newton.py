@@ -1,9 +1,9 @@
 """Newton's method and Fisher scoring where the model is linear in the parameters.
 
 A generalised linear model is known by its outputs z = A p + c. A trial of the line search needs no
-pass over the data beyond the first, A (p + d): between z and that, every z + t (A d) is at hand. The
-gradient takes one pass more, and is evaluated where the search ends. The step solves H s = -g by
-conjugate gradients, preconditioned by a factor of H from an earlier step; see
+pass over the data beyond the first, A (p + d): between z and that, every z + t (A d) is at hand.
+The gradient takes one pass more, and is evaluated where the search ends. The step solves H s = -g
+by conjugate gradients, preconditioned by a factor of H from an earlier step; see
 `optikit.linalg.lagged`. With an exact factor, as at the first step, that is one iteration.
 
 References: McCullagh & Nelder (1989), section 2.5, for scoring as iterated weighted least squares;
@@ -11,7 +11,7 @@ Eisenstat & Walker (1996) for how accurately early steps are worth solving.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class _Plan(NamedTuple):
     assembled: bool  # one block, the whole Hessian, put together from all terms
 
     def known(self, outputs: Array) -> Known:
-        return Known(outputs, *self.grid.shape, self.dense)
+        return Known(outputs, self.grid.shape[0], self.grid.shape[1], self.dense)
 
     def to_blocks(self, vector: Params) -> Blocks:
         flat = tree.ravel(vector)
@@ -74,6 +74,15 @@ class _Plan(NamedTuple):
         if not self._in_order:
             flat = flat[np.argsort(self.grid, axis=None)]
         return ravel_pytree(self.predictor.params)[1](flat)
+
+    @property
+    def described(self) -> str:
+        """What preconditions, in words."""
+        if not self.dense:
+            return "products with its data, preconditioned by the Hessian's diagonal"
+        if len(self.grid) == 1:
+            return "its Hessian is a Gram product, factorised where an earlier factor is no help"
+        return f"products with its data, preconditioned by {len(self.grid)} blocks of the Hessian"
 
     @property
     def _in_order(self) -> bool:
@@ -196,7 +205,7 @@ def _step(
     search = search_outputs(
         oracle, predictor, at, direction, stretch**2 * solve.curvature, max_trials=max_trials
     )
-    end = search.next
+    end = cast("Eval", search.next)
     if predictor.coupled:
         # a Krylov space shows its own curvature alone: one product along the new gradient more
         ahead = plan.to_blocks(end.grad)

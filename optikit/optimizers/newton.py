@@ -4,7 +4,7 @@ from typing import Literal
 
 from optikit.core import memoized
 from optikit.globalize import backtracking
-from optikit.linalg import cholesky, modified_cholesky
+from optikit.linalg import Subproblem, cholesky, modified_cholesky
 from optikit.optimizers.linear_newton import on_linear_models
 from optikit.optimizers.protocol import Optimizer
 from optikit.optimizers.second_order import second_order
@@ -74,8 +74,13 @@ def fisher_scoring(*, max_trials: int = 40) -> Optimizer:
     """
     dense = second_order(
         curvature="fisher",
-        solve=cholesky(),
+        solve=_without_sampling(cholesky()),
         globalize=backtracking(max_trials=max_trials),
         name="fisher-scoring",
     )
     return on_linear_models(dense, kind="fisher", max_trials=max_trials)
+
+
+def _without_sampling(solve: Subproblem) -> Subproblem:
+    """The same on the exact information: without a key no labels are sampled."""
+    return solve._replace(prepare=lambda oracle, at, kind, _: solve.prepare(oracle, at, kind, None))
