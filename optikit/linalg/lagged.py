@@ -64,11 +64,11 @@ def factorized(matrices: Float[Array, "blocks size size"]) -> Lagged:
     """The factor of symmetric positive semidefinite blocks; the diagonal's where one is not."""
     scale = _unit_scale(jnp.diagonal(matrices, axis1=1, axis2=2))
     unit = scale[:, :, None] * matrices * scale[:, None, :]
-    eye = jnp.eye(matrices.shape[1], dtype=matrices.dtype)
-    shift = 4 * matrices.shape[1] * tree.eps(matrices.dtype)
+    eye = jnp.eye(matrices.shape[1], dtype=matrices.dtype)[None]
+    rounding = 4 * matrices.shape[1] * tree.eps(matrices.dtype)
     # a parameter without curvature of its own has a zero on the diagonal: there M is S^-2
-    empty = jnp.diagonal(unit, axis1=1, axis2=2) <= 0
-    lower = jnp.linalg.cholesky(unit + (shift + empty[:, :, None]) * eye, symmetrize_input=False)
+    shift = jnp.where(jnp.diagonal(unit, axis1=1, axis2=2) > 0, rounding, 1).astype(unit.dtype)
+    lower = jnp.linalg.cholesky(unit + shift[:, :, None] * eye, symmetrize_input=False)
     sound = jnp.all(jnp.isfinite(lower), axis=(1, 2), keepdims=True)
     return Lagged(scale, jnp.where(sound, lower, eye), jnp.asarray(True))
 
@@ -148,7 +148,7 @@ def lagged_solve(
             m,
             run.convex,
             c.products + run.iterations,
-            c.builds + fresh,
+            c.builds + fresh.astype(jnp.int32),
             fresh | ~run.convex | ~(jnp.linalg.norm(run.r) > goal),
         )
 

@@ -183,7 +183,7 @@ def _step(
         if not plan.dense:
             return diagonal(predictor.squares(jnp.abs(weights)) + jnp.abs(extra))
         grams = predictor.grams(jnp.abs(weights))
-        eye = jnp.eye(grams.shape[1], dtype=grams.dtype)
+        eye = jnp.eye(grams.shape[1], dtype=grams.dtype)[None]
         return factorized(grams + jnp.abs(extra)[:, :, None] * eye)
 
     gradient = plan.to_blocks(or_probe(at))
