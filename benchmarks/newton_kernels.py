@@ -51,9 +51,17 @@ def newton_over_kernels(dtype: Any, rows: int, features: int) -> list[dict[str, 
         {"newton": lambda: solve().params, "kernels": lambda: floor(x, weights)}, rounds=9
     )
     calls = {k: int(v) for k, v in solve().counts._asdict().items() if int(v)}
-    name = f"Newton over {steps} Gram products and factorisations, {rows} x {features}, "
-    return [row(name + jnp.dtype(dtype).name, target=TARGET, ratio=ratio(stamps, "newton", "kernels"),
-                seconds=summary(stamps), steps=steps, calls=calls)]  # fmt: skip
+    name = f"Newton over {steps} Gram products and factorisations, {rows} x {features}"
+    return [
+        row(
+            f"{name}, {jnp.dtype(dtype).name}",
+            target=TARGET,
+            ratio=ratio(stamps, "newton", "kernels"),
+            seconds=summary(stamps),
+            steps=steps,
+            calls=calls,
+        )
+    ]
 
 
 def main() -> None:
