@@ -22,6 +22,7 @@ def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]
     import batch
     import jax.numpy as jnp
     import overhead
+    from newton_kernels import newton_over_kernels
     from quickstart import quickstart
 
     return [
@@ -32,6 +33,14 @@ def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]
         ("Hessians, float64", functools.partial(overhead.hessian_costs, jnp.float64)),
         ("quickstart, float64", functools.partial(quickstart, "float64", deadline)),
         ("quickstart, float32", functools.partial(quickstart, "float32", deadline)),
+        (
+            "Newton, 1e6 x 1000, float32",
+            functools.partial(newton_over_kernels, jnp.float32, 10**6, 1000),
+        ),
+        (
+            "Newton, 1e6 x 1000, float64",
+            functools.partial(newton_over_kernels, jnp.float64, 10**6, 1000),
+        ),
         ("1e5 fits, float64", functools.partial(batch.device_part, jnp.float64, 10**5)),
         ("1e5 fits, float32", functools.partial(batch.device_part, jnp.float32, 10**5)),
         ("1e6 fits, float64", functools.partial(batch.device_part, jnp.float64, 10**6)),

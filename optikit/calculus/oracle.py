@@ -26,7 +26,11 @@ from optikit.calculus.objective import (
     split_data,
     value_and_aux,
 )
-from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
+from optikit.calculus.structured import (
+    OutputCurvature,
+    add_penalty_diagonal,
+    structured_curvature,
+)
 from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tree
 from optikit.losses import Loss, sample_labels
 
@@ -135,7 +139,8 @@ class Oracle(NamedTuple):
 
     def _gauss_newton(self, kind: CurvatureKind, params: Params) -> LinearOperator:
         def product():
-            if self.objective.kind == "residuals" and kind == "ggn":
+            normal = kind == "ggn" or self.objective.robust is None  # |r|^2 / 2 is a normal's NLL
+            if self.objective.kind == "residuals" and normal:
                 return self._residual_product(params)
             return self._output_product(kind, params)
 
@@ -233,8 +238,12 @@ class Oracle(NamedTuple):
 
         return apply
 
-    def output_curvature(self, kind: str) -> Callable[[Array, Array, Array], Array]:
-        """(outputs, targets, vectors) -> products in output space, for "ggn" or "fisher"."""
+    def output_curvature(self, kind: str) -> OutputCurvature:
+        """The loss's Hessian or Fisher information, as products in output space.
+
+        Raises:
+          TypeError: kind is "fisher" and the loss has none.
+        """
         loss = loss_of(self.objective)
         if kind != "fisher":
             return loss.hvp

@@ -74,7 +74,7 @@ def conjugate_gradients(
         def propose(radius: Scalar, inner: Inner) -> Direction:
             gradient = or_probe(at) if change is None else change.apply(or_probe(at))
             inside = product if change is None else _changed(product, change.apply)
-            run = _truncated(inside, gradient, radius, inner, limit)
+            run = truncated(inside, gradient, radius, inner, limit)
             # <s, H s> = <s, r> - <s, g> with r = g + H s
             curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
             # on a saddle or a maximum the gradient gives no step: follow the curvature found
@@ -134,7 +134,13 @@ def or_probe(at: Eval) -> Params:
     return jax.tree.map(probe, at.grad)
 
 
-def _truncated(product, g: Params, radius: Scalar, inner: Inner, max_iters: int) -> _Run:
+def truncated(
+    product: Callable[[Params], Params],
+    g: Params,
+    radius: Scalar,
+    inner: Inner,
+    max_iters: int | Int[Array, ""],
+) -> _Run:
     """CG on H s = -g until |r| <= forcing |g|, the radius, or curvature that is not positive."""
     rr0 = tree.vdot(g, g)
     dtype = rr0.dtype

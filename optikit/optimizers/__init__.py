@@ -18,12 +18,12 @@ from optikit.optimizers.gradient_descent import gradient_descent
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
 from optikit.optimizers.natural_gradient import natural_gradient
+from optikit.optimizers.newton import fisher_scoring, newton
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
 from optikit.optimizers.protocol import Optimizer, StepInfo
 from optikit.optimizers.second_order import (
     gauss_newton,
-    newton,
     newton_cg,
     second_order,
     trust_region_exact,
@@ -45,6 +45,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "bfgs": bfgs,
     "cubic": cubic,
     "dogleg": dogleg,
+    "fisher-scoring": fisher_scoring,
     "gauss-newton": gauss_newton,
     "gradient-descent": gradient_descent,
     "lbfgs": lbfgs,
@@ -57,6 +58,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "trust-region": trust_region_newton,
     "trust-region-exact": trust_region_exact,
 }
+
+ALIASES = {"irls": "fisher-scoring"}
+"""Other names that a field has for a method."""
 
 DEFAULT_LEARNING_RATE = 1e-3
 """For methods of optax that are named without hyperparameters and require a learning rate."""
@@ -74,6 +78,7 @@ def named(name: str, **hyperparameters) -> Optimizer:
       'newton-cg'
     """
     wanted = name.lower().replace("_", "-")
+    wanted = ALIASES.get(wanted, wanted)
     if wanted in OPTIMIZERS:
         return OPTIMIZERS[wanted](**hyperparameters)
     factory = optax_factory(name)
@@ -126,6 +131,7 @@ __all__ = [
     "bounded_levenberg_marquardt",
     "cubic",
     "dogleg",
+    "fisher_scoring",
     "from_optax",
     "gauss_newton",
     "gradient_descent",

@@ -16,11 +16,9 @@ from optikit.linalg import (
     Inner,
     Model,
     Subproblem,
-    cholesky,
     conjugate_gradients,
     exact,
     krylov,
-    modified_cholesky,
     qr,
 )
 from optikit.linalg.precondition import Precondition
@@ -60,7 +58,7 @@ def second_order(
 
     Example:
       >>> import optikit as ok
-      >>> method = second_order(curvature="hessian", solve=cholesky())
+      >>> method = second_order(curvature="hessian", solve=conjugate_gradients())
       >>> bool(ok.minimize(lambda x: (x**2).sum() + x[0] ** 4, jnp.ones(3), method=method).success)
       True
     """
@@ -119,35 +117,6 @@ def forcing(size: Scalar, state: SecondOrderState) -> Scalar:
     guard = 0.9 * state.inner.forcing**1.5  # do not tighten much faster than the last step did
     eta = jnp.where(guard > 0.1, jnp.maximum(eta, guard), eta)
     return jnp.clip(eta, TIGHTEST, LOOSEST)
-
-
-@memoized
-def newton(
-    *, modify: Literal["eigenvalue", "cholesky"] = "eigenvalue", max_trials: int = 40
-) -> Optimizer:
-    """Dense Newton with backtracking, safe on indefinite and singular Hessians.
-
-    Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
-    grad a trial.
-
-    Args:
-      modify: what becomes of others: "eigenvalue" uses |H| (9 n^3 flops) and leaves saddles along
-        the most negative curvature; "cholesky" adds a multiple of the identity (n^3/3 flops a try)
-        and leaves them along a direction found by inverse iteration.
-      max_trials: trials per line search.
-
-    Raises:
-      ValueError: an unknown modification.
-    """
-    if modify not in ("eigenvalue", "cholesky"):
-        msg = f"modify must be 'eigenvalue' or 'cholesky'; got {modify!r}."
-        raise ValueError(msg)
-    return second_order(
-        curvature="hessian",
-        solve=modified_cholesky() if modify == "cholesky" else cholesky(),
-        globalize=backtracking(max_trials=max_trials),
-        name="newton",
-    )
 
 
 @memoized

@@ -10,7 +10,7 @@ from optikit.linalg import conjugate_gradients
 from optikit.optimizers import Optimizer
 from optikit.optimizers.bounded import projected_newton
 from optikit.optimizers.bounded_lbfgs import projected_lbfgs
-from optikit.solve.choose import DENSE_BLACK_BOX, choose
+from optikit.solve.choose import DENSE_BLACK_BOX, DENSE_STRUCTURED, choose
 from optikit.solve.drive import drive
 from optikit.solve.loop import Criterion, gradient_criterion
 from optikit.solve.resume import SolveState
@@ -87,9 +87,11 @@ def solve_in_box(
 def _named(method: Any, objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
     if method == "auto":
         chosen, reason = choose(objective, params, args)
+        size = tree.size(params)
+        if chosen == "newton" and size > DENSE_STRUCTURED:  # in a box its Hessian is dense
+            chosen = "newton-cg"
         if chosen in BOUNDED:
             return chosen, f"{reason}; bounds by projection"
-        size = tree.size(params)
         chosen = "newton" if size <= DENSE_BLACK_BOX else "lbfgs"
         return chosen, f"bounds on {size} parameters"
     name = method.lower().replace("_", "-") if isinstance(method, str) else None

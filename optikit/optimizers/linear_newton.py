@@ -1,0 +1,220 @@
+"""Newton's method and Fisher scoring where the model is linear in the parameters.
+
+A generalised linear model is known by its outputs z = A p + c. A trial of the line search needs no
+pass over the data beyond the first, A (p + d): between z and that, every z + t (A d) is at hand.
+The gradient takes one pass more, and is evaluated where the search ends. The step solves H s = -g
+by conjugate gradients, preconditioned by a factor of H from an earlier step; see
+`optikit.linalg.lagged`. With an exact factor, as at the first step, that is one iteration.
+
+References: McCullagh & Nelder (1989), section 2.5, for scoring as iterated weighted least squares;
+Eisenstat & Walker (1996) for how accurately early steps are worth solving.
+"""
+
+import dataclasses
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from optikit.calculus import Eval, Oracle
+from optikit.calculus.oracle import CurvatureKind
+from optikit.calculus.predictor import LinearPredictor, linear_predictor
+from optikit.core import Counts, Key, Params, tally, times, tree
+from optikit.globalize.along_outputs import search_outputs
+from optikit.linalg import Inner
+from optikit.linalg.cg import or_probe
+from optikit.linalg.lagged import Blocks, Lagged, blank, diagonal, factorized, lagged_solve
+from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.optimizers.second_order import LOOSEST, SecondOrderState, forcing
+
+WORTHWHILE = 2**24
+"""Multiplications of one Gram product from which on avoiding it pays for the larger program."""
+
+LARGEST_FACTOR = 2**24
+"""Entries of a factor, at most; beyond, the diagonal alone preconditions."""
+
+SMALL_COUPLED = 128
+"""Parameters up to which coupled outputs, as of softmax, are factorised together."""
+
+MAX_PRODUCTS = 500
+"""Products of one solve with a new factor."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a point's evaluation leaves for the next step: `Eval.local`."""
+
+    outputs: Array
+    blocks: int = dataclasses.field(metadata={"static": True})
+    size: int = dataclasses.field(metadata={"static": True})
+    dense: bool = dataclasses.field(metadata={"static": True})
+
+
+class _Plan(NamedTuple):
+    """How the Hessian of a linear model is preconditioned: static, from shapes and structure."""
+
+    predictor: LinearPredictor
+    grid: np.ndarray  # (blocks, size): which ravelled parameter stands where
+    dense: bool
+    assembled: bool  # one block, the whole Hessian, put together from all terms
+
+    def known(self, outputs: Array) -> Known:
+        return Known(outputs, self.grid.shape[0], self.grid.shape[1], self.dense)
+
+    def to_blocks(self, vector: Params) -> Blocks:
+        flat = tree.ravel(vector)
+        return flat.reshape(1, -1) if self._in_order else flat[self.grid]
+
+    def from_blocks(self, vector: Blocks) -> Params:
+        flat = vector.ravel()
+        if not self._in_order:
+            flat = flat[np.argsort(self.grid, axis=None)]
+        return ravel_pytree(self.predictor.params)[1](flat)
+
+    @property
+    def described(self) -> str:
+        """What preconditions, in words."""
+        if not self.dense:
+            return "products with its data, preconditioned by the Hessian's diagonal"
+        if len(self.grid) == 1:
+            return "its Hessian is a Gram product, factorised where an earlier factor is no help"
+        return f"products with its data, preconditioned by {len(self.grid)} blocks of the Hessian"
+
+    @property
+    def _in_order(self) -> bool:
+        return np.array_equal(self.grid, np.arange(self.grid.size)[None])
+
+    @property
+    def patience(self) -> int:
+        """Products that take about as long as building the factor.
+
+        A Gram product of F features is some F / 32 passes over the data with a vector (both ways),
+        by measurement; passes with several vectors at once are that much cheaper each.
+        """
+        if not self.dense:
+            return MAX_PRODUCTS
+        width = min(self.predictor.width, 8)
+        return int(np.clip(self.predictor.features * width / 32, 3, 50))
+
+
+def plan_for(objective, params: Params, args: tuple) -> _Plan | None:
+    """The plan for a linear model large enough to be worth it; else None."""
+    predictor = linear_predictor(objective, params, args)
+    if predictor is None:
+        return None
+    n, width, features = tree.size(params), predictor.width, predictor.features
+    if predictor.rows * width * features**2 < WORTHWHILE:
+        return None
+    grid = predictor.grid()
+    whole = np.arange(n)[None]
+    small = predictor.coupled and n <= SMALL_COUPLED
+    if (small or grid is None) and n * n <= LARGEST_FACTOR:
+        return _Plan(predictor, whole, dense=True, assembled=True)
+    if grid is None:
+        return None
+    dense = width * features**2 <= LARGEST_FACTOR
+    return _Plan(predictor, grid.T, dense=dense, assembled=False)
+
+
+def on_linear_models(otherwise: Optimizer, *, kind: CurvatureKind, max_trials: int) -> Optimizer:
+    """An optimizer that is this method on large linear models, and another elsewhere.
+
+    Which one is decided while tracing, by structure and shapes. On other data at each step (`fit`)
+    there is nothing to carry from step to step, so it is always the other.
+    """
+
+    def evaluate(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
+        plan = plan_for(oracle.objective, params, oracle.args) if oracle.fixed else None
+        if plan is None:
+            return otherwise.evaluate(oracle, params)
+        oracle.tap("grad")
+        outputs = plan.predictor.outputs(params)
+        parts = plan.predictor.parts(outputs, params)
+        grad = plan.predictor.gradient(parts)
+        return Eval(params, parts.value, grad, None, plan.known(outputs)), Counts(grad=1)
+
+    def init(at: Eval):
+        if not isinstance(at.local, Known):
+            return otherwise.init(at)
+        dtype = at.value.dtype
+        known = at.local
+        factor = blank(known.blocks, known.size, known.outputs.dtype, dense=known.dense)
+        norm = tree.norm(at.grad).astype(dtype)
+        inner = Inner(jnp.full((), LOOSEST, dtype), jnp.zeros((), dtype))
+        return SecondOrderState((), inner, norm, factor)
+
+    def step(oracle: Oracle, at: Eval, state, key: Key):
+        plan = None
+        if isinstance(at.local, Known):
+            plan = plan_for(oracle.objective, at.params, oracle.args)
+        if plan is None:
+            return otherwise.step(oracle, at, state, key)
+        return _step(plan, oracle, at, state, kind, max_trials)
+
+    return otherwise._replace(init=init, step=step, evaluate=evaluate)
+
+
+def _step(
+    plan: _Plan, oracle: Oracle, at: Eval, state: SecondOrderState, kind: CurvatureKind, max_trials
+):
+    predictor, outputs, dtype = plan.predictor, at.local.outputs, at.value.dtype
+    size = tree.norm(at.grad).astype(dtype)
+    eta = forcing(size, state)
+    name = "hvp" if kind == "hessian" else "ggnvp"
+    curve = predictor.curvature(oracle.output_curvature(kind), outputs)
+    penalty = predictor.penalty_diagonal(at.params)
+    weights = predictor.diagonal(curve)
+    extra = penalty[plan.grid]
+
+    def product(v: Blocks) -> Blocks:
+        oracle.tap(name)
+        image = predictor.backward(curve(predictor.forward(plan.from_blocks(v))))
+        return plan.to_blocks(image) + extra * v
+
+    def build() -> Lagged:
+        oracle.tap("hessian")
+        if plan.assembled:
+            matrix = oracle._replace(tap=lambda name: None).curvature(kind, at.params).dense()
+            return factorized(matrix[None])
+        if not plan.dense:
+            return diagonal(predictor.squares(jnp.abs(weights)) + jnp.abs(extra))
+        grams = predictor.grams(jnp.abs(weights))
+        eye = jnp.eye(grams.shape[1], dtype=grams.dtype)[None]
+        return factorized(grams + jnp.abs(extra)[:, :, None] * eye)
+
+    gradient = plan.to_blocks(or_probe(at))
+    solve = lagged_solve(
+        product, gradient, state.memory, build, eta,
+        patience=plan.patience, max_iters=min(2 * tree.size(at.params), MAX_PRODUCTS),
+    )  # fmt: skip
+    length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
+    norm = tree.norm(solve.step).astype(dtype)
+    lost = (solve.curvature < 0) & (norm < 1e-3 * length)
+    stretch = jnp.where(lost, 0.1 * length / jnp.where(norm > 0, norm, 1), 1)
+    direction = plan.from_blocks(stretch * solve.step)
+    convex = solve.convex
+    spent = tally(
+        times(solve.products, Counts(**{name: 1})), times(solve.builds, Counts(hessian=1))
+    )
+    if not predictor.coupled:
+        convex &= jnp.all(weights >= 0) & jnp.all(penalty >= 0)
+    search = search_outputs(
+        oracle, predictor, at, direction, stretch**2 * solve.curvature, max_trials=max_trials
+    )
+    end = cast("Eval", search.next)
+    if predictor.coupled:
+        # a Krylov space shows its own curvature alone: one product along the new gradient more
+        ahead = plan.to_blocks(end.grad)
+        bent = tree.vdot(ahead, product(ahead)) < 0
+        unseen = (tree.max_abs(end.grad) == 0) & (size > 0)
+        convex &= ~bent & ~unseen
+        spent = tally(spent, Counts(**{name: 1}))
+    search = search._replace(
+        promised=jnp.where(convex, search.promised, jnp.inf), counts=tally(spent, search.counts)
+    )
+    new = SecondOrderState((), state.inner._replace(forcing=eta), size, solve.factor)
+    return search.params, end, new, info_from_search(search)
