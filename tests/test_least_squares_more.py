@@ -14,10 +14,10 @@ from scipy.optimize._lsq.least_squares import IMPLEMENTED_LOSSES
 import optikit as ok
 from optikit.calculus import bind
 from optikit.core import Status, as_box
+from optikit.linalg.damped import LinearModel, scaled_by, within
 from optikit.linalg.least_squares import column_norms
 from optikit.losses.robust import ROBUST, SMALLEST_SHARE
 from optikit.optimizers import bounded_levenberg_marquardt, levenberg_marquardt
-from optikit.optimizers.levenberg_marquardt import LinearModel, row_space, within
 from optikit.solve.least_squares import residual_criterion
 from optikit.solve.loop import advance, begin
 
@@ -76,9 +76,9 @@ def test_the_kernel_form_takes_the_same_steps_as_the_primal():
     j, r = jnp.asarray(rng.normal(size=(4, 9))), jnp.asarray(rng.normal(size=4))
     d = column_norms(j)
     for radius in (0.3, 1e9):
-        scaled, least, lift = row_space(LinearModel(j, r), d)
-        damped = within(scaled, r, least, jnp.asarray(radius))
-        step = np.asarray(lift(damped.step) / d)
+        scaled = scaled_by(LinearModel(j, r), d)
+        damped = within(scaled, r, jnp.asarray(radius))
+        step = np.asarray(scaled.lift(damped.step) / d)
         normal = j.T @ j + damped.damping * jnp.diag(d**2)
         expected = -np.linalg.lstsq(normal, j.T @ r, rcond=1e-12)[0]
         if radius > 1:  # of all solutions of J s = -r the one of least |D s|
