@@ -306,7 +306,7 @@ def test_boxes_and_outliers_together_in_any_pytree_and_float32(outliers):
 def test_the_bounded_ledger_is_what_happened_at_the_door(outliers):
     taps = collections.Counter()
     box = as_box((0.0, [2.0, 5.0, 0.7]), jnp.ones(3) / 2)
-    method = bounded_levenberg_marquardt(box)
+    method = bounded_levenberg_marquardt().inside(box)
 
     @jax.jit
     def run(params):
@@ -337,7 +337,9 @@ def test_box_mistakes_are_told():
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             ok.least_squares(residual, start, bounds=bounds)
-    with pytest.raises(ValueError, match="only 'levenberg-marquardt' keeps to them"):
+    with pytest.raises(
+        ValueError, match=r"'gauss-newton' takes no bounds: use .*'levenberg-marquardt'"
+    ):
         ok.least_squares(residual, start, bounds=(0.0, 2.0), method="gauss-newton")
     inside = jax.jit(lambda x: ok.least_squares(lambda p: p - 3.0, x, bounds=(1.5, 2.0)))
     assert float(inside(jnp.asarray(9.0)).params) == 2.0

@@ -36,11 +36,18 @@ def jit(
     thorough = jax.jit(function, **options)
     quick = jax.jit(function, compiler_options=QUICK, **options)
 
+    def chosen(args: tuple, kwargs: dict[str, Any]) -> Any:
+        weighed = {name: value for name, value in kwargs.items() if name not in unweighed}
+        return quick if compiler_options((args, weighed)) else thorough
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        weighed = {name: value for name, value in kwargs.items() if name not in unweighed}
-        return (quick if compiler_options((args, weighed)) else thorough)(*args, **kwargs)
+        return chosen(args, kwargs)(*args, **kwargs)
 
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        return chosen(args, kwargs).lower(*args, **kwargs).compile()
+
+    call.compiled = compiled  # for other threads, where this one's jax settings do not hold
     return call
 
 

@@ -11,6 +11,8 @@ import optax
 
 from optikit.core import memoized
 from optikit.optimizers.bfgs import bfgs
+from optikit.optimizers.bounded import bounded_newton, bounded_newton_cg
+from optikit.optimizers.bounded_lbfgs import bounded_lbfgs
 from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
@@ -19,7 +21,7 @@ from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
-from optikit.optimizers.protocol import Optimizer, StepInfo
+from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
 from optikit.optimizers.second_order import (
     gauss_newton,
     newton,
@@ -55,6 +57,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "trust-region": trust_region_newton,
     "trust-region-exact": trust_region_exact,
 }
+
+BOUNDED: dict[str, Callable[..., Bounded]] = {
+    "lbfgs": bounded_lbfgs,
+    "levenberg-marquardt": bounded_levenberg_marquardt,
+    "newton": bounded_newton,
+    "newton-cg": bounded_newton_cg,
+}
+"""The methods that take bounds, by the name under which `minimize` or `least_squares` knows them."""
 
 DEFAULT_LEARNING_RATE = 1e-3
 """For methods of optax that are named without hyperparameters and require a learning rate."""
@@ -115,13 +125,18 @@ def optax_names() -> list[str]:
 
 
 __all__ = [
+    "BOUNDED",
     "OPTIMIZERS",
+    "Bounded",
     "Optimizer",
     "StepInfo",
     "adam",
     "as_optax",
     "bfgs",
+    "bounded_lbfgs",
     "bounded_levenberg_marquardt",
+    "bounded_newton",
+    "bounded_newton_cg",
     "cubic",
     "dogleg",
     "from_optax",

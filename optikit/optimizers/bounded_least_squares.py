@@ -37,7 +37,9 @@ from optikit.optimizers.levenberg_marquardt import (
     initial,
     rounding,
 )
-from optikit.optimizers.protocol import Optimizer, StepInfo
+from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
+
+NAME = "bounded-levenberg-marquardt"
 
 
 class _Boxed(NamedTuple):
@@ -53,22 +55,32 @@ class _Boxed(NamedTuple):
 
 @memoized
 def bounded_levenberg_marquardt(
-    box: Box,
-    *,
-    radius: float = 1.0,
-    accept: float = 1e-4,
-    tol: float | None = None,
-    max_trials: int = 60,
-) -> Optimizer:
-    """Levenberg-Marquardt within a box. The start must lie in it.
+    *, radius: float = 1.0, accept: float = 1e-4, tol: float | None = None, max_trials: int = 60
+) -> Bounded:
+    """Levenberg-Marquardt within bounds, for `least_squares`.
 
     Args:
-      box: the bounds.
       radius, accept, tol, max_trials: as for `levenberg_marquardt`.
 
     Cost per step: as `levenberg_marquardt`, once for each time that parameters reach their bounds.
+
+    Example:
+      >>> import optikit as ok
+      >>> sol = ok.least_squares(lambda x: x - 2.0, jnp.zeros(2), bounds=(0.0, 1.0),
+      ...                        method=bounded_levenberg_marquardt(radius=0.1))
+      >>> sol.params.tolist()
+      [1.0, 1.0]
     """
 
+    def inside(box: Box) -> Optimizer:
+        return _inside(box, radius, accept, tol, max_trials)
+
+    return Bounded(inside, NAME)
+
+
+def _inside(
+    box: Box, radius: float, accept: float, tol: float | None, max_trials: int
+) -> Optimizer:
     rule = by_ratio(radius)
 
     def measure(at: Eval) -> Scalar:
@@ -158,7 +170,7 @@ def bounded_levenberg_marquardt(
         evaluate=evaluate,
         measure=measure,
         monotone=True,
-        name="bounded-levenberg-marquardt",
+        name=NAME,
         patience=max_trials + 10,
     )
 

@@ -34,7 +34,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, Scalar, Status, memoized, tally, tree
-from optikit.core.tree import HIGHEST
 from optikit.linalg.damped import (
     Damped,
     Scaled,

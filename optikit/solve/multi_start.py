@@ -14,7 +14,7 @@ from optikit.core import Key, Params, Status
 from optikit.solve.loop import gradient_criterion
 from optikit.solve.many import batch_size
 from optikit.solve.minimize import Method, as_optimizer
-from optikit.solve.pool import Task, run
+from optikit.solve.pool import Data, Task, run
 from optikit.solve.solution import Solution
 
 
@@ -139,7 +139,7 @@ def multi_start(
     first = jax.tree.map(lambda x: x[0], starts)
     optimizer, reason = as_optimizer(method, objective, first, args)
     task = Task(objective, optimizer, gradient_criterion, shared=True)
-    solutions = run(task, starts, args, size, solve_key, tol, max_steps, reason)
+    solutions = run(task, starts, Data(args), size, solve_key, tol, max_steps, reason)
     return _ranked(objective, args, solutions, distance, certified)
 
 
