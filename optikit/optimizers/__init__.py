@@ -64,7 +64,7 @@ BOUNDED: dict[str, Callable[..., Bounded]] = {
     "newton": bounded_newton,
     "newton-cg": bounded_newton_cg,
 }
-"""The methods that take bounds, by the name under which `minimize` or `least_squares` knows them."""
+"""The methods that take bounds, by their names in `minimize` and `least_squares`."""
 
 DEFAULT_LEARNING_RATE = 1e-3
 """For methods of optax that are named without hyperparameters and require a learning rate."""

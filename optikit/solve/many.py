@@ -11,7 +11,7 @@ import numpy as np
 
 from optikit.calculus import Objective
 from optikit.calculus.validate import as_args, as_objective, as_params
-from optikit.core import Key, Params, as_box, start_inside, tree
+from optikit.core import Box, Key, Params, as_box, start_inside, tree
 from optikit.core.compiled import under_transformation
 from optikit.losses.robust import Robust
 from optikit.solve.bounded import as_bounded
@@ -175,18 +175,12 @@ def _solve(
     if state is not None:
         check_state(state, chosen, params)
     if under_transformation():
-        found = jax.vmap(
-            lambda p, a, b, s: alone(
-                objective,
-                p,
-                args=a,
-                method=chosen,
-                bounds=b,
-                state=s,
-                tol=tol,
-                max_steps=max_steps,
-            )  # fmt: skip
-        )(params, args, box, state)
+
+        def one(p: Params, a: tuple, box: Box | None, state: SolveState | None) -> Solution:
+            limits = {"tol": tol, "max_steps": max_steps, "bounds": box, "state": state}
+            return alone(objective, p, args=a, method=chosen, **limits)
+
+        found = jax.vmap(one)(params, args, box, state)
         return dataclasses.replace(found, reason=reason)
     if max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."

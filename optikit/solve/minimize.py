@@ -66,11 +66,13 @@ def minimize(
         NaN.
       bounds: a pair (lower, upper) that no parameter ever leaves; each side None, a number, or a
         pytree like params with None where there is no bound. For "newton", "newton-cg", "lbfgs",
-        "auto" and the factories `ok.optimizers.bounded_*`; `sol.grad_norm` is then the largest |x - P(x - g)|, with P the projection on
-        the bounds, and this takes the place of max|g| above.
+        "auto" and the factories `ok.optimizers.bounded_*`; `sol.grad_norm` is then the largest
+        |x - P(x - g)|, with P the projection on the bounds, and this takes the place of max|g|
+        above.
 
     Raises:
-      TypeError: parameters that are not floating point, a function that is not scalar.
+      TypeError: parameters that are not floating point, a function that is not scalar, a method
+        for bounds without them.
       ValueError: an unknown method, no parameters, a negative budget, a state of another solve, a
         start out of bounds.
 
@@ -131,7 +133,7 @@ def as_optimizer(
         return from_optax(method), ""
     if isinstance(method, Bounded):
         msg = f"method {method.name!r} is for problems with bounds: give bounds=(lower, upper)."
-        raise ValueError(msg)
+        raise TypeError(msg)
     hint = (
         "it is a factory: call it first." if inspect.isfunction(method) else
         "give a name, an Optimizer or an optax transformation."

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optikit.analyze.certificate import Certificate
+from optikit.analyze.certify import certify
 from optikit.calculus import Objective
 from optikit.calculus.validate import as_args, as_objective, as_params
 from optikit.core import Key, Params, Status
@@ -29,7 +31,7 @@ class Minimum:
     """
 
     solution: Solution
-    certificate: Any
+    certificate: Certificate | None
     starts: tuple[int, ...]
 
     @property
@@ -179,9 +181,7 @@ def _groups(points: np.ndarray, values: np.ndarray, order: np.ndarray, distance:
     return groups
 
 
-def _certificate(objective: Objective, params: Params, args: tuple):
-    from optikit import certify  # by the public face, since `analyze` stands beside this room
-
+def _certificate(objective: Objective, params: Params, args: tuple) -> Certificate | None:
     try:
         return certify(objective, params, args)
     except FloatingPointError:
