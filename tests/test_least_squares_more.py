@@ -501,6 +501,20 @@ def test_every_damping_reaches_a_certified_minimum_and_keeps_the_books(damping, 
         levenberg_marquardt(damping="nilsen")
 
 
+@pytest.mark.parametrize("damping", ["ratio", "nielsen"])
+def test_rejected_trials_are_never_tested_for_convergence(damping):
+    """Nothing but the start is finite: ever smaller steps are no convergence."""
+
+    def residual(p):
+        return jnp.where(p == 1.0, p - 3.0, jnp.nan)
+
+    method = levenberg_marquardt(damping=damping)
+    sol = ok.least_squares(residual, jnp.asarray([1.0]), method=method)
+    assert int(sol.status) in (Status.STALLED, Status.NOT_FINITE)
+    assert float(sol.params[0]) == 1.0
+    assert float(sol.value) == 2.0
+
+
 # --- derivatives through bounded solves ----------------------------------------------------------
 
 BOUNDED_QUICK = {"levenberg-marquardt", "lbfgs"}

@@ -166,8 +166,8 @@ def _solve(
     params = as_params(params)
     size = batch_size(params, args)
     args = jax.tree.map(jnp.asarray, args)
-    one = jax.tree.map(_blank_one, (params, args))
-    chosen, reason = (as_optimizer if bounds is None else as_bounded)(method, objective, *one)
+    blank = jax.tree.map(_blank_one, (params, args))
+    chosen, reason = (as_optimizer if bounds is None else as_bounded)(method, objective, *blank)
     box = None
     if bounds is not None:
         box = as_box(bounds, params)
