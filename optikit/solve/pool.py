@@ -187,7 +187,7 @@ def _rounds(
     begun = []
     for lanes in cut:
         (start, old), rows = _gathered(starts, data, lanes, shared)
-        arguments = start, rows, jnp.asarray(lanes < size), key, max_steps, tol, old
+        arguments = start, rows, jnp.asarray(lanes < size), key, tol, old
         begun.append((crew.start(_begin, len(lanes), *arguments), rows))
     held = [(wait(), rows) for wait, rows in begun]
     pool = _blank_pool(held[0][0], capacity=capacity)
@@ -252,7 +252,7 @@ def _blank_pool(block, *, capacity):
 
 
 @functools.partial(jit, static_argnames="task")
-def _begin(params, data, used, key, max_steps, tol, state, *, task):
+def _begin(params, data, used, key, tol, state, *, task):
     def one(start, used, oracle, optimizer):
         p, old = start
         value = check_scalar(
@@ -265,7 +265,6 @@ def _begin(params, data, used, key, max_steps, tol, state, *, task):
         status = jnp.where(used, progress.status, Status.MAX_STEPS.value).astype(jnp.int32)
         return progress._replace(status=status, key=None)
 
-    del max_steps
     return task.map(one, (params, state), used, data=data)
 
 
