@@ -14,7 +14,7 @@ from scipy.optimize._lsq.least_squares import IMPLEMENTED_LOSSES
 import optikit as ok
 from optikit.calculus import bind
 from optikit.core import Status, as_box
-from optikit.linalg.damped import LinearModel, scaled_by, within
+from optikit.linalg.damped_step import LinearModel, scaled_by, within
 from optikit.linalg.least_squares import column_norms
 from optikit.losses.robust import ROBUST, SMALLEST_SHARE
 from optikit.optimizers import BOUNDED, bounded_levenberg_marquardt, levenberg_marquardt

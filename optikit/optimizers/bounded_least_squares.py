@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from optikit.calculus import Eval, Oracle
 from optikit.core import Box, Counts, Key, Scalar, Status, memoized, tally, tree
 from optikit.core.tree import HIGHEST
-from optikit.linalg.damped import LinearModel, norm, scaled_by, within
+from optikit.linalg.damped_step import LinearModel, norm, scaled_by, within
 from optikit.linalg.least_squares import column_norms
 from optikit.optimizers.damping import Trial, by_ratio
 from optikit.optimizers.levenberg_marquardt import (

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from optikit.core import Scalar, tree
-from optikit.linalg.damped import Damped, Scaled, damped_by, within
+from optikit.linalg.damped_step import Damped, Scaled, damped_by, within
 
 Damping = Literal["ratio", "nielsen"]
 

@@ -1,7 +1,7 @@
 """Levenberg-Marquardt in Moré's form: a scaled trust region, solved on the stacked system.
 
 The linear model, factorised once per Jacobian, and its damped steps are those of
-`optikit.linalg.damped`; how much they are damped is a rule of `optikit.optimizers.damping`. D holds
+`optikit.linalg.damped_step`; how much they are damped is a rule of `optikit.optimizers.damping`. D holds
 the largest column norms of J seen (Marquardt's scaling: the iterates do not depend on the units of
 the parameters).
 
@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, Scalar, Status, memoized, tally, tree
-from optikit.linalg.damped import (
+from optikit.linalg.damped_step import (
     Damped,
     Scaled,
     corrected,
