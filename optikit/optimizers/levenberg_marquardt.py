@@ -1,9 +1,9 @@
 """Levenberg-Marquardt in Moré's form: a scaled trust region, solved on the stacked system.
 
 The linear model, factorised once per Jacobian, and its damped steps are those of
-`optikit.linalg.damped_step`; how much they are damped is a rule of `optikit.optimizers.damping`. D holds
-the largest column norms of J seen (Marquardt's scaling: the iterates do not depend on the units of
-the parameters).
+`optikit.linalg.damped_step`; how much they are damped is a rule of `optikit.optimizers.damping`. D
+holds the largest column norms of J seen (Marquardt's scaling: the iterates do not depend on the
+units of the parameters).
 
 A step is one trial: a rejected one (NaN and infinity included) leaves the point and shrinks the
 radius. So the lanes of a batch never wait for the trials of another, and between steps a problem
