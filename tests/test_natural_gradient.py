@@ -59,7 +59,7 @@ LOSSES = {
     "logistic": (scalar_net, ok.losses.logistic, "binary", 1),
     "poisson": (scalar_net, ok.losses.poisson, "counts", 1),
     "softmax": (net, ok.losses.softmax_cross_entropy, "classes", 3),
-    "huber": (scalar_net, ok.losses.huber(0.3), "real", 1),
+    "huber": (scalar_net, ok.losses.huber(1.5), "real", 1),
 }
 
 
