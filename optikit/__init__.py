@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from optikit import losses as losses
     from optikit import optimizers as optimizers
     from optikit.analyze import Certificate as Certificate
+    from optikit.analyze import MultiStart as MultiStart
     from optikit.analyze import ParameterCovariance as ParameterCovariance
     from optikit.analyze import certify as certify
+    from optikit.analyze import certify_many as certify_many
+    from optikit.analyze import multi_start as multi_start
     from optikit.analyze import parameter_covariance as parameter_covariance
     from optikit.bench import Experiment as Experiment
     from optikit.calculus import Objective as Objective
@@ -40,14 +43,12 @@ if TYPE_CHECKING:
     from optikit.optimizers import second_order as second_order
     from optikit.problems import Problem as Problem
     from optikit.solve import Budget as Budget
-    from optikit.solve import MultiStart as MultiStart
     from optikit.solve import Solution as Solution
     from optikit.solve import fit as fit
     from optikit.solve import least_squares as least_squares
     from optikit.solve import least_squares_many as least_squares_many
     from optikit.solve import minimize as minimize
     from optikit.solve import minimize_many as minimize_many
-    from optikit.solve import multi_start as multi_start
 
 __version__ = "0.1.0"
 
@@ -57,7 +58,7 @@ _HOME = {
     "Counts": "optikit.core",
     "Experiment": "optikit.bench",
     "LinearOperator": "optikit.core",
-    "MultiStart": "optikit.solve",
+    "MultiStart": "optikit.analyze",
     "Objective": "optikit.calculus",
     "Optimizer": "optikit.optimizers",
     "ParameterCovariance": "optikit.analyze",
@@ -67,6 +68,7 @@ _HOME = {
     "as_optax": "optikit.optimizers",
     "black_box": "optikit.calculus",
     "certify": "optikit.analyze",
+    "certify_many": "optikit.analyze",
     "check_derivatives": "optikit.calculus",
     "composite": "optikit.calculus",
     "empirical_fisher": "optikit.calculus",
@@ -83,7 +85,7 @@ _HOME = {
     "losses": "optikit",
     "minimize": "optikit.solve",
     "minimize_many": "optikit.solve",
-    "multi_start": "optikit.solve",
+    "multi_start": "optikit.analyze",
     "optimizers": "optikit",
     "parameter_covariance": "optikit.analyze",
     "per_example_grads": "optikit.calculus",
@@ -108,6 +110,7 @@ __all__ = [
     "as_optax",
     "black_box",
     "certify",
+    "certify_many",
     "check_derivatives",
     "composite",
     "empirical_fisher",

@@ -12,10 +12,10 @@ import pytest
 import optikit as ok
 
 ROOT = pathlib.Path(ok.__file__).parent
-# from the ground up; rooms on one line stand side by side and do not import each other
+# from the ground up
 LAYERS = [
     {"core"}, {"losses"}, {"calculus"}, {"linalg"}, {"globalize"}, {"optimizers"},
-    {"solve", "analyze"}, {"problems"}, {"bench"}, {"cli"},
+    {"solve"}, {"analyze"}, {"problems"}, {"bench"}, {"cli"},
 ]  # fmt: skip
 HEIGHT = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 

@@ -1,5 +1,6 @@
 """Certificates: right on a zoo of points, dense and by Lanczos, in both precisions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -112,3 +113,54 @@ def test_data_and_objectives_are_accepted():
     cert = ok.certify(objective, jnp.ones(3), (x, y))
     assert cert.kind == "minimum"
     assert cert.smallest == pytest.approx(2 / 3)
+
+
+# --- under jit and vmap, and by the thousand -----------------------------------------------------
+
+
+def tilted(x, a):
+    return a[0] * x[0] ** 2 + a[1] * x[1] ** 2
+
+
+CURVATURES = jnp.asarray([[1.0, 2.0], [1.0, -1.0], [-1.0, -3.0], [1.0, 0.0], [jnp.nan, 1.0]])
+EXPECTED = ["minimum", "saddle", "maximum", "degenerate", "cannot-tell"]
+
+
+def test_many_points_are_certified_as_one_by_one(dtype):
+    curvatures = CURVATURES.astype(dtype)
+    points = jnp.zeros((5, 2), dtype)
+    many = ok.certify_many(tilted, points, (curvatures,))
+    mapped = jax.jit(jax.vmap(lambda x, a: ok.certify(tilted, x, (a,))))(points, curvatures)
+    assert many.kind.tolist() == mapped.kind.tolist() == EXPECTED
+    assert many.gain.dtype == mapped.smallest.dtype == dtype
+    for i in range(4):
+        alone = ok.certify(tilted, points[i], (curvatures[i],))
+        assert alone.kind == EXPECTED[i]
+        assert float(mapped.smallest[i]) == pytest.approx(alone.smallest, abs=1e-6)
+        assert float(many.gain[i]) == pytest.approx(alone.gain, abs=1e-6)
+        assert int(many.counts.value[i]) == int(alone.counts.value) == (0 if i == 0 else 33)
+        assert int(many.counts.hessian[i]) == int(many.counts.grad[i]) == 1
+    assert np.isnan(many.smallest[4])
+
+
+def test_another_number_of_points_compiles_nothing():
+    traced = []
+
+    def counted(x):
+        traced.append(1)
+        return jnp.sum((x**2 - 1) ** 2)
+
+    kinds = ok.certify_many(counted, jnp.linspace(-1.0, 1.0, 9)[:, None]).kind
+    before = len(traced)
+    ok.certify_many(counted, jnp.zeros((16, 1)))
+    assert len(traced) == before
+    assert (kinds[0], kinds[4], kinds[-1]) == ("minimum", "maximum", "minimum")
+    with pytest.raises(ValueError, match="batch is empty"):
+        ok.certify_many(counted, jnp.zeros((0, 1)))
+
+
+def test_a_batch_of_solves_is_certified():
+    starts = jnp.asarray([[-2.0], [0.0], [2.0]])
+    sols = ok.minimize_many(lambda x: jnp.sum((x**2 - 1) ** 2), starts, method="bfgs")
+    kinds = ok.certify_many(lambda x: jnp.sum((x**2 - 1) ** 2), sols.params).kind
+    assert kinds.tolist() == ["minimum", "maximum", "minimum"]  # 0 is where bfgs cannot leave

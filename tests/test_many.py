@@ -1,6 +1,7 @@
 """Many problems at once: the same answers as one by one, at the price of their work."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,13 @@ import pytest
 
 import optikit as ok
 from optikit import Status
-from optikit.linalg.small import solve_upper, solve_upper_transposed, triangularize
+from optikit.linalg.dense import newton_steps
+from optikit.linalg.small import (
+    solve_scaled,
+    solve_upper,
+    solve_upper_transposed,
+    triangularize,
+)
 from optikit.solve import pool
 
 
@@ -129,6 +136,99 @@ def test_inside_a_jit_it_is_a_vmap():
     np.testing.assert_allclose(inside.value[1:], outside.value[1:], rtol=1e-9)
 
 
+# --- bounds, outliers, continuation --------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_bounds_of_each_problem_and_of_all():
+    start, args = fits(21)
+    start = jax.tree.map(lambda x: jnp.clip(x, 0.2, 2.5), start)
+    upper = {"a": jnp.linspace(2.5, 4.0, 21), "b": 2.5}  # one for each, one for all
+    options = {"robust": "soft_l1", "robust_scale": 0.05}
+    together = ok.least_squares_many(decay, start, args, bounds=(0.1, upper), **options)
+    assert int(together.status[0]) == Status.NOT_FINITE
+    assert bool(jnp.all(together.success[1:]))
+    assert bool(jnp.any(together.params["a"] == upper["a"]))
+    for i in (1, 7, 20):
+        bounds = (0.1, {"a": upper["a"][i], "b": 2.5})
+        alone = ok.least_squares(
+            decay, pick(start, i), args=pick(args, i), bounds=bounds, **options
+        )  # fmt: skip
+        same_solution(together, alone, i, 1e-8)
+        assert float(together.grad_norm[i]) == pytest.approx(float(alone.grad_norm), abs=1e-8)
+    mapped = jax.jit(
+        lambda p, a: ok.least_squares_many(decay, p, a, bounds=(0.1, upper), **options)
+    )(start, args)
+    assert mapped.status.tolist() == together.status.tolist()
+    outside = {**start, "a": start["a"].at[3].set(9.0)}
+    with pytest.raises(ValueError, match=r"params\['a'\]\[3\] starts at 9.0, above its upper"):
+        ok.least_squares_many(decay, outside, args, bounds=(0.1, upper))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("method", ["newton", "lbfgs", ok.optimizers.bounded_lbfgs(memory=3)])
+def test_smooth_methods_in_boxes(method):
+    rng = np.random.default_rng(5)
+    starts, centres = jnp.zeros((18, 3)), jnp.asarray(rng.normal(size=(18, 3)))
+    options = {"method": method, "bounds": (-0.5, 0.5), "has_aux": True}
+    together = ok.minimize_many(bowl, starts, (centres,), **options)
+    assert bool(jnp.all(together.success))
+    np.testing.assert_allclose(together.params, jnp.clip(centres, -0.5, 0.5), atol=1e-6)
+    traced = collections.Counter()
+
+    def counted(x, c):
+        traced["times"] += 1
+        return bowl(x, c)
+
+    ok.minimize_many(counted, starts, (centres,), **options)
+    before = traced["times"]
+    ok.minimize_many(counted, starts[:17], (centres[:17],), **{**options, "bounds": (-0.1, 0.7)})
+    assert traced["times"] == before
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("method", ["levenberg-marquardt", "optax.sgd"])
+def test_a_batch_goes_on_where_it_was_cut_off(method):
+    start, args = fits(21)
+    objective = ok.residuals(decay)
+    if "sgd" in method:
+        method = ok.optimizers.named(method, learning_rate=0.05)
+    solve = functools.partial(ok.minimize_many, objective, start, args, method=method)
+    whole = solve(max_steps=12)
+    part = solve(max_steps=3)
+    rest = solve(max_steps=12, state=part.state)
+    # another composition of the blocks rounds otherwise
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
+    jax.tree.map(same, (rest.params, rest.value), (whole.params, whole.value))
+    same_books = (rest.status, rest.steps, rest.counts), (whole.status, whole.steps, whole.counts)
+    jax.tree.map(np.testing.assert_array_equal, *same_books)
+    alone = ok.minimize(
+        objective, pick(start, 4), args=pick(args, 4), method=method, max_steps=12,
+        state=pick(part.state, 4),
+    )  # fmt: skip
+    same_solution(whole, alone, 4, 1e-9)
+    with pytest.raises(ValueError, match="state comes from method"):
+        solve(max_steps=12, state=dataclasses.replace(part.state, remainder=dataclasses.replace(
+            part.state.remainder, method="newton")))  # fmt: skip
+
+
+def test_settings_of_the_calling_thread_hold_in_the_others(monkeypatch):
+    """Blocks run on other threads, where this thread's context managers do not reach."""
+    monkeypatch.setattr(pool, "CPU_BLOCK", (4, 2**22))
+    monkeypatch.setattr(pool, "_cores", lambda: 3)
+    with jax.enable_x64(False):
+        start, args = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), "float32"), fits(13))
+        sols = ok.least_squares_many(decay, start, args)
+    assert sols.value.dtype == jnp.float32
+    assert bool(jnp.all(sols.success[1:]))
+
+    def broken(p, t, y):
+        raise RuntimeError("from the model")
+
+    with pytest.raises(RuntimeError, match="from the model"):
+        ok.least_squares_many(broken, start, args)
+
+
 def sphere(x, shift=0.0):
     return jnp.sum((x - shift) ** 2)
 
@@ -186,6 +286,48 @@ def test_small_systems_in_a_batch_are_lapacks(shape, dtype):
         np.testing.assert_allclose(upper.T @ upper, gram, atol=50 * eps * np.abs(gram).max())
         w = np.linalg.solve(upper.T, np.asarray(rotated[i], float))
         assert np.linalg.norm(turned[i] - w) <= 100 * eps * condition * np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("n", [4, 17])
+def test_symmetric_systems_in_a_batch_are_lapacks(n, dtype):
+    rng = np.random.default_rng(n)
+    root = rng.normal(size=(6, n, n)).astype(dtype)
+    a = root @ np.swapaxes(root, 1, 2) + np.eye(n, dtype=dtype)
+    a *= np.geomspace(1e-6, 1e6, n)[:, None].astype(dtype)  # units
+    a *= np.geomspace(1e-6, 1e6, n)[None, :].astype(dtype)
+    b = rng.normal(size=(6, n)).astype(dtype)
+    a[4] = -a[4]
+    a[5, -1] = a[5, :, -1] = 0
+    x, pivots = jax.jit(jax.vmap(solve_scaled))(jnp.asarray(a), jnp.asarray(b))
+    eps = float(np.finfo(dtype).eps)
+    assert bool(jnp.all(pivots[:4] > n * eps))
+    assert bool(jnp.all(pivots[4:] <= n * eps))
+    for i in range(4):
+        d = 1 / np.sqrt(np.diagonal(a[i]).astype(float))
+        unit = d[:, None] * a[i] * d
+        expected = np.linalg.solve(unit, d * b[i])
+        bound = 100 * eps * np.linalg.cond(unit) * np.linalg.norm(expected)
+        assert np.linalg.norm(np.asarray(x[i], float) / d - expected) <= bound
+
+
+def test_newton_steps_of_a_batch_are_those_of_each(dtype):
+    """Convex, singular, with negative curvature, zero and not finite, in one batch."""
+    rng = np.random.default_rng(0)
+    turns = np.linalg.qr(rng.normal(size=(40, 3, 3)))[0]
+    spectra = rng.normal(size=(40, 3)) + 1.5
+    spectra[5], spectra[6], spectra[7] = [1.0, 2.0, 0.0], 0.0, -1.0
+    a = np.einsum("bij,bj,bkj->bik", turns, spectra, turns).astype(dtype)
+    a[8] = np.nan
+    a, g = jnp.asarray(a), jnp.asarray(rng.normal(size=(40, 3)), dtype)
+    one = jnp.ones((), dtype)
+    steps, convex = jax.jit(jax.vmap(newton_steps, (0, 0, None)))(a, g, one)
+    alone = jax.jit(newton_steps)
+    for i in range(40):
+        step, is_convex = alone(a[i], g[i], one)
+        condition = np.linalg.cond(a[i]) if np.all(np.isfinite(a[i])) else 1.0
+        rtol = 1e3 * float(jnp.finfo(dtype).eps) * min(condition, 1e4)
+        np.testing.assert_allclose(steps[i], step, rtol=rtol)
+        assert bool(convex[i]) == bool(is_convex)
 
 
 def test_dependent_columns_stay_finite_in_a_batch():

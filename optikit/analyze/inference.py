@@ -6,8 +6,12 @@ sigma^2 (J^T J)^-1, and |r|^2 / (m - rank J) estimates sigma^2. J^T J is never f
 columns of J scaled to unit length (so that units do not decide the rank) and J D^-1 = U S V^T, the
 covariance is sigma^2 D^-1 V S^-2 V^T D^-1.
 
+Of a robust loss with slope psi(r), sigma^2 is K^2 sum(psi^2) / (m - rank J) / mean(psi')^2 with
+K = 1 + rank J / m var(psi') / mean(psi')^2, which is the above where psi(r) = r.
+
 Reference: Björck (1996), "Numerical methods for least squares problems", sections 1.1 and 2.8;
-Seber & Wild (2003), "Nonlinear regression", section 2.1.
+Seber & Wild (2003), "Nonlinear regression", section 2.1; Huber & Ronchetti
+(2009), "Robust statistics", section 7.6, eq. 7.81, for robust losses.
 """
 
 import dataclasses
@@ -19,12 +23,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from optikit.calculus import Objective, residuals
-from optikit.calculus.objective import fingerprint, residual_vector
+from optikit.calculus import Objective
+from optikit.calculus.objective import residual_vector
 from optikit.calculus.oracle import value_and_jacobian
 from optikit.calculus.validate import as_args, as_params
-from optikit.core import Params, Scalar, tree
+from optikit.core import Box, Params, Scalar, as_box, tree
 from optikit.core.tree import HIGHEST
+from optikit.losses.robust import Robust
+from optikit.solve.least_squares import as_squares
 
 
 @jax.tree_util.register_dataclass
@@ -36,11 +42,13 @@ class ParameterCovariance:
       covariance: (n, n), in the order of the ravelled parameters. Where the rank is deficient, the
         pseudo-inverse's: directions that the residuals do not determine contribute nothing.
       standard_errors: a pytree like the parameters. Infinite for a parameter that takes part in an
-        undetermined direction.
+        undetermined direction, 0 for one that a bound holds.
       variance: of the residuals, |r|^2 / dof, or as it was given; NaN without degrees of freedom.
-      dof: degrees of freedom, the number of residuals less the rank.
-      rank: of the Jacobian with its columns scaled to unit length.
+        Of a robust loss what takes its place.
+      dof: degrees of freedom, the number of residuals (of weight above 0) less the rank.
+      rank: of the Jacobian of the free parameters with its columns scaled to unit length.
       condition: the largest over the smallest singular value of that matrix.
+      free: how many parameters no bound holds.
     """
 
     covariance: Float[Array, "n n"]
@@ -49,11 +57,12 @@ class ParameterCovariance:
     dof: Int[Array, ""]
     rank: Int[Array, ""]
     condition: Scalar
+    free: Int[Array, ""]
 
     @property
     def full_rank(self) -> Bool[Array, ""]:
-        """Whether the residuals determine every parameter."""
-        return self.rank == self.covariance.shape[0]
+        """Whether the residuals determine every free parameter."""
+        return self.rank == self.free
 
     @property
     def correlation(self) -> Float[Array, "n n"]:
@@ -69,23 +78,29 @@ def parameter_covariance(
     args: tuple = (),
     *,
     variance: float | None = None,
+    bounds: Any = None,
+    robust: str | Robust | None = None,
+    robust_scale: float | None = None,
     has_aux: bool = False,
 ) -> ParameterCovariance:
     """The covariance of least-squares estimates at a solution.
 
-    For `least_squares(residual, ...).params`; at any other point it describes nothing. Bounds are
-    not known here: parameters on a bound count as free. Works under `jit` and `vmap`.
+    For `least_squares(residual, ...).params`; at any other point it describes nothing. Works under
+    `jit` and `vmap`.
 
     Args:
       residual: a pure function (params, *args) -> pytree of residuals, or an Objective from
-        `residuals(...)`. Penalties count as observations; robust losses have no such covariance.
+        `residuals(...)` or `composite(predict, squared_error)`. Penalties count as observations.
       variance: of the residuals where it is known, e.g. 1 if they are divided by the observations'
         standard deviations (scipy's `absolute_sigma`); by default |r|^2 / dof.
+      bounds, robust, robust_scale: as given to `least_squares`. Parameters on a bound are taken as
+        held there, the covariance is that of the others.
 
     Cost: one jacobian and one SVD of it, about 4 m n^2 + 8 n^3 flops.
 
     Raises:
-      TypeError: the objective is no sum of squares.
+      TypeError: the objective is no sum of squares, or a variance is given with a robust loss.
+      ValueError: an unknown robust loss, bounds that do not fit.
 
     Example:
       >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
@@ -95,28 +110,66 @@ def parameter_covariance(
       >>> int(found.rank), int(found.dof), round(float(found.standard_errors["slope"]), 4)
       (2, 2, 0.0949)
     """
-    objective = residuals(residual, has_aux=has_aux)
-    function = residual_vector(objective)
-    if function is None or objective.robust is not None:
-        msg = (
-            f"the covariance of parameters needs a sum of squares; got {fingerprint(objective)}: "
-            "give the plain residuals."
-        )
+    objective = as_squares("parameter_covariance", residual, has_aux, robust, robust_scale)
+    if objective.robust is not None and variance is not None:
+        msg = f"variance={variance} with a robust loss, which estimates it: leave one of them out."
         raise TypeError(msg)
+    function = residual_vector(objective)
+    assert function is not None  # as_squares has made sure
     params, args = as_params(params), as_args(args)
     r, jacobian = value_and_jacobian(lambda p: function(p, *args), params)
-    inverse_root, rank, condition, undetermined = _inverse_root(jacobian)
-    dof = jnp.asarray(r.size, jnp.int32) - rank
-    spare = jnp.maximum(dof, 1).astype(r.dtype)
-    estimated = jnp.where(dof > 0, jnp.vdot(r, r, precision=HIGHEST) / spare, jnp.nan)
+    n = jacobian.shape[1]
+    held = jnp.zeros(n, bool) if bounds is None else _held(as_box(bounds, params), params)
+    free = jnp.asarray(n, jnp.int32) - jnp.sum(held, dtype=jnp.int32)
+    inverse_root, rank, condition, undetermined = _inverse_root(
+        jnp.where(held[None, :], 0, jacobian), free
+    )
+    count = _observations(objective, args, r, n)
+    dof = jnp.asarray(count, jnp.int32) - rank
+    estimated = _variance(objective, r, n, rank, dof)
     used = estimated if variance is None else jnp.asarray(variance, r.dtype)
     unit = jnp.matmul(inverse_root, inverse_root.T, precision=HIGHEST)
     deviations = jnp.where(undetermined, jnp.inf, jnp.sqrt(used * jnp.diagonal(unit)))
     unravel = ravel_pytree(params)[1]
-    return ParameterCovariance(used * unit, unravel(deviations), used, dof, rank, condition)
+    errors = unravel(jnp.where(held, 0, deviations))
+    return ParameterCovariance(used * unit, errors, used, dof, rank, condition, free)
 
 
-def _inverse_root(jacobian: Float[Array, "m n"]):
+def _held(box: Box, params: Params) -> Bool[Array, " n"]:
+    x, lower, upper = (tree.ravel(part) for part in (params, *box))
+    return (x <= lower) | (x >= upper)
+
+
+def _observations(objective: Objective, args: tuple, r: Array, n: int) -> Scalar | int:
+    """The number of residuals, without those of examples of weight 0."""
+    weights = args[2] if objective.kind == "composite" and len(args) == 3 else None
+    if weights is None:
+        return r.size
+    penalties = n if objective.penalty is not None else 0
+    weights = jnp.asarray(weights)
+    each = (r.size - penalties) // weights.size
+    return each * jnp.sum(weights != 0, dtype=jnp.int32) + penalties
+
+
+def _variance(
+    objective: Objective, r: Array, n: int, rank: Int[Array, ""], dof: Int[Array, ""]
+) -> Scalar:
+    spare = jnp.maximum(dof, 1).astype(r.dtype)
+    robust, factor, slopes = objective.robust, 1, r
+    if robust is not None:
+        penalties = n if objective.penalty is not None else 0
+        data, extra = r[: r.size - penalties], r[r.size - penalties :]
+        psi, turn = jax.jvp(jax.grad(lambda x: jnp.sum(robust.cost(x))), (data,), (data * 0 + 1,))
+        slopes, turn = jnp.concatenate([psi, extra]), jnp.concatenate([turn, extra * 0 + 1])
+        mean = jnp.mean(turn)
+        share = rank.astype(r.dtype) / r.size
+        factor = (1 + share * jnp.var(turn) / mean**2) / mean
+        factor = jnp.where(mean > 0, factor, jnp.nan)
+    estimate = factor**2 * jnp.vdot(slopes, slopes, precision=HIGHEST) / spare
+    return jnp.where(dof > 0, estimate, jnp.nan)
+
+
+def _inverse_root(jacobian: Float[Array, "m n"], free: Int[Array, ""]):
     """W with W W^T the (pseudo-)inverse of J^T J, the rank, the condition, who is undetermined."""
     m, n = jacobian.shape
     norms = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
@@ -129,7 +182,7 @@ def _inverse_root(jacobian: Float[Array, "m n"]):
     # a parameter's share in the row space; what is missing from 1 lies in the null space
     share = jnp.sum(jnp.where(kept[:, None], vt, 0) ** 2, axis=0)
     undetermined = share < 1 - tree.eps(jacobian.dtype) ** 0.5
-    condition = largest / jnp.min(values, initial=jnp.inf)
-    if m < n:
-        condition = jnp.full((), jnp.inf, jacobian.dtype)
+    # held columns are zero, and their singular values the last
+    smallest = values[jnp.clip(free - 1, 0, values.size - 1)]
+    condition = jnp.where(free > m, jnp.inf, largest / smallest)
     return vt.T * inverse[None, :] / d[:, None], rank, condition, undetermined

@@ -23,6 +23,7 @@ from optikit.calculus.objective import (
     mean_weights,
     outputs_of,
     residual_vector,
+    robust_weights,
     split_data,
     value_and_aux,
 )
@@ -109,6 +110,25 @@ class Oracle(NamedTuple):
         """
         self.tap("jacobian")
         return value_and_jacobian(self._residual_function(), params)
+
+    def bend(self, params: Params, v: Params) -> Params:
+        """J^T r''[v, v], the residuals' second derivative along v; weighted if robust.
+
+        Price: Counts(jvp=2, vjp=1).
+        """
+        for name in ("jvp", "jvp", "vjp"):
+            self.tap(name)
+        function = self._residual_function()
+
+        def along(t: Scalar) -> tuple[Array, Array]:
+            return jax.jvp(lambda t: function(tree.add_scaled(params, t, v)), (t,), (t * 0 + 1,))
+
+        zero = jnp.zeros((), tree.inner_dtype(params))
+        (r, _), (_, second) = jax.jvp(along, (zero,), (zero + 1,))
+        if self.objective.robust is not None:
+            penalties = tree.size(params) if self.objective.penalty is not None else 0
+            second = robust_weights(self.objective, r, penalties)[2] ** 2 * second
+        return jax.vjp(function, params)[1](second)[0]
 
     def _residual_function(self) -> Callable[[Params], Float[Array, " m"]]:
         function = residual_vector(self.objective)

@@ -32,13 +32,48 @@ QUICK: Mapping[str, Any] = {
 AT_ONCE: Mapping[str, Any] = {**QUICK, "xla_backend_optimization_level": 0}
 
 
+class Program:
+    """A function that is compiled as suits the size of its arguments; see `jit`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        parameters: int | None,
+        unweighed: Collection[str],
+        options: Mapping[str, Any],
+    ):
+        functools.update_wrapper(self, function)
+        self._parameters, self._unweighed = parameters, unweighed
+        self._programs = [
+            (o, jax.jit(function, compiler_options=dict(o) or None, **options))
+            for o in (THOROUGH, QUICK, AT_ONCE)
+        ]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's result."""
+        return self._fitting(args, kwargs)(*args, **kwargs)
+
+    def compiled(self, *args: Any, **kwargs: Any) -> Any:
+        """The executable for such arguments; it takes those that are not static.
+
+        Any thread may call it, also one in which this one's jax settings do not hold.
+        """
+        return self._fitting(args, kwargs).lower(*args, **kwargs).compile()
+
+    def _fitting(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        weighed = {name: value for name, value in kwargs.items() if name not in self._unweighed}
+        matrix = None if self._parameters is None else args[self._parameters]
+        chosen = compiler_options((args, weighed), matrix)
+        return next(p for o, p in self._programs if o is chosen)
+
+
 def jit(
     function: Callable[..., Any],
     *,
     parameters: int | None = None,
     unweighed: Collection[str] = (),
     **options: Any,
-) -> Callable[..., Any]:
+) -> Program:
     """`jax.jit`, compiled quickly where the arguments are small and the backend is a CPU.
 
     Inside another transformation it is `jax.jit` itself.
@@ -48,19 +83,7 @@ def jit(
       unweighed: keyword arguments whose size does not count, so that a program with them and one
         without are compiled alike, and round alike.
     """
-    programs = [
-        (o, jax.jit(function, compiler_options=dict(o) or None, **options))
-        for o in (THOROUGH, QUICK, AT_ONCE)
-    ]
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        weighed = {name: value for name, value in kwargs.items() if name not in unweighed}
-        matrix = None if parameters is None else args[parameters]
-        chosen = compiler_options((args, weighed), matrix)
-        return next(p for o, p in programs if o is chosen)(*args, **kwargs)
-
-    return call
+    return Program(function, parameters, unweighed, options)
 
 
 def compiler_options(arguments: Any, parameters: Any = None) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ the saddle point problem", for |H|.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
@@ -18,7 +19,11 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
+from optikit.linalg.small import solve_scaled
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
+
+GROUP = 8
+"""The least number of problems of a batch whose matrices are decomposed together."""
 
 
 @memoized
@@ -34,7 +39,7 @@ def cholesky() -> Subproblem:
         matrix = op.dense()
         gradient, unravel = ravel_pytree(at.grad)
         length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
-        step, convex = newton_step(matrix, gradient, length)
+        step, convex = newton_steps(matrix, gradient, length)
 
         def propose(radius: Scalar, inner: Inner) -> Direction:
             del radius, inner
@@ -86,6 +91,42 @@ def newton_step(
         )
 
     return lax.cond(safe, lambda: solve(factor), unsafe)
+
+
+@custom_vmap
+def newton_steps(
+    matrix: Float[Array, "n n"], gradient: Float[Array, " n"], length: Scalar
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """`newton_step`; of a batch at the price of Cholesky factorisations where those are safe.
+
+    The problems that need more are worked off in groups, so that one of them does not make the
+    whole batch pay for eigendecompositions.
+    """
+    return newton_step(matrix, gradient, length)
+
+
+@newton_steps.def_vmap
+def _newton_steps_of_a_batch(axis_size, in_batched, matrix, gradient, length):
+    every = [
+        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, batched in zip((matrix, gradient, length), in_batched, strict=True)
+    ]
+    found, smallest = jax.vmap(solve_scaled)(every[0], every[1])
+    safe = smallest > matrix.shape[-1] * tree.eps(matrix.dtype)
+    width = min(axis_size, max(GROUP, axis_size // 8))
+
+    def group(c: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        steps, convex, done = c
+        lanes = jnp.argsort(done)[:width].astype(jnp.int32)  # those that are left come first
+        new_steps, new_convex = jax.vmap(newton_step)(*(x[lanes] for x in every))
+        left = ~done[lanes]
+        steps = steps.at[lanes].set(jnp.where(left[:, None], new_steps, steps[lanes]))
+        convex = convex.at[lanes].set(jnp.where(left, new_convex, convex[lanes]))
+        return steps, convex, done.at[lanes].set(True)
+
+    start = jnp.where(safe[:, None], -found, 0), jnp.ones_like(safe), safe
+    steps, convex, _ = lax.while_loop(lambda c: ~jnp.all(c[2]), group, start)
+    return (steps, convex), (True, True)
 
 
 def scaled_newton(

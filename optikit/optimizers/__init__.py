@@ -11,6 +11,8 @@ import optax
 
 from optikit.core import memoized
 from optikit.optimizers.bfgs import bfgs
+from optikit.optimizers.bounded import bounded_newton, bounded_newton_cg
+from optikit.optimizers.bounded_lbfgs import bounded_lbfgs
 from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
@@ -21,7 +23,7 @@ from optikit.optimizers.natural_gradient import natural_gradient
 from optikit.optimizers.newton import fisher_scoring, newton
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
-from optikit.optimizers.protocol import Optimizer, StepInfo
+from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
 from optikit.optimizers.second_order import (
     gauss_newton,
     newton_cg,
@@ -61,6 +63,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 ALIASES = {"irls": "fisher-scoring"}
 """Other names that a field has for a method."""
+
+BOUNDED: dict[str, Callable[..., Bounded]] = {
+    "lbfgs": bounded_lbfgs,
+    "levenberg-marquardt": bounded_levenberg_marquardt,
+    "newton": bounded_newton,
+    "newton-cg": bounded_newton_cg,
+}
+"""The methods that take bounds, by their names in `minimize` and `least_squares`."""
 
 DEFAULT_LEARNING_RATE = 1e-3
 """For methods of optax that are named without hyperparameters and require a learning rate."""
@@ -122,13 +132,18 @@ def optax_names() -> list[str]:
 
 
 __all__ = [
+    "BOUNDED",
     "OPTIMIZERS",
+    "Bounded",
     "Optimizer",
     "StepInfo",
     "adam",
     "as_optax",
     "bfgs",
+    "bounded_lbfgs",
     "bounded_levenberg_marquardt",
+    "bounded_newton",
+    "bounded_newton_cg",
     "cubic",
     "dogleg",
     "fisher_scoring",

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
-from optikit.core import Box, Key, LinearOperator, Params, PyTree, Scalar, tally, tree
+from optikit.core import Box, Key, LinearOperator, Params, PyTree, Scalar, memoized, tally, tree
 from optikit.globalize import projected
-from optikit.linalg import Direction, Inner, Subproblem, cholesky
-from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.linalg import Direction, Inner, Subproblem, cholesky, conjugate_gradients
+from optikit.optimizers.protocol import Bounded, Optimizer, info_from_search
 from optikit.optimizers.second_order import LOOSEST, SecondOrderState, forcing, looked_ahead
 
 NEAR = 1e-3
@@ -102,18 +102,45 @@ class _FaceOracle(NamedTuple):
         return op._replace(linearize=linearize, matrix=matrix)
 
 
-def projected_newton(box: Box, *, solve: Subproblem | None = None, name: str) -> Optimizer:
-    """A second-order method inside a box.
+@memoized
+def bounded_newton(*, max_trials: int = 40) -> Bounded:
+    """Dense Newton within bounds: one hessian a step, one grad a trial.
 
     Args:
-      box: the bounds; the start must lie inside.
-      solve: how the model of the free parameters is minimised; by default `cholesky()`.
+      max_trials: trials per search along the projection arc.
 
-    Returns: a monotone Optimizer that measures stationarity by the projected gradient. Per step:
-    the curvature as `solve` needs it, one grad a trial.
+    Example:
+      >>> import optikit as ok
+      >>> method = bounded_newton(max_trials=20)
+      >>> sol = ok.minimize(lambda x: jnp.sum((x - 2.0) ** 2), jnp.zeros(2), bounds=(0.0, 1.0),
+      ...                   method=method)
+      >>> sol.params.tolist()
+      [1.0, 1.0]
     """
-    subproblem = cholesky() if solve is None else solve
-    search_along = projected(box)
+    return _projected_newton(cholesky(), max_trials, "newton")
+
+
+@memoized
+def bounded_newton_cg(*, max_iters: int | None = None, max_trials: int = 40) -> Bounded:
+    """Truncated Newton within bounds: one grad to linearise, one hvp per inner iteration.
+
+    Args:
+      max_iters: inner iterations a step; by default as for `newton_cg`.
+      max_trials: trials per search along the projection arc.
+    """
+    return _projected_newton(conjugate_gradients(max_iters=max_iters), max_trials, "newton-cg")
+
+
+def _projected_newton(subproblem: Subproblem, max_trials: int, name: str) -> Bounded:
+    def inside(box: Box) -> Optimizer:
+        return _newton_inside(box, subproblem, max_trials, name)
+
+    return Bounded(inside, name)
+
+
+def _newton_inside(box: Box, subproblem: Subproblem, max_trials: int, name: str) -> Optimizer:
+    """Monotone, and measures stationarity by the projected gradient."""
+    search_along = projected(box, max_trials=max_trials)
 
     def measure(at: Eval) -> Scalar:
         return box.stationarity(at.params, at.grad).astype(at.value.dtype)

@@ -16,12 +16,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Box, Counts, Key, Scalar, times, tree
+from optikit.core import Box, Counts, Key, Scalar, memoized, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize import projected
 from optikit.linalg import Direction
 from optikit.optimizers.bounded import face_at
-from optikit.optimizers.protocol import Optimizer, info_from_search
+from optikit.optimizers.protocol import Bounded, Optimizer, info_from_search
 from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, forgiven, is_curved
 
 
@@ -35,14 +35,36 @@ class BoundedLbfgsState(NamedTuple):
     learnt: Bool[Array, ""]  # whether gamma comes from a pair
 
 
-def projected_lbfgs(box: Box, *, memory: int = 10) -> Optimizer:
-    """L-BFGS inside a box: 2 m n numbers of memory, one grad a trial.
+@memoized
+def bounded_lbfgs(*, memory: int = 10, max_trials: int = 40) -> Bounded:
+    """L-BFGS within bounds: 2 m n numbers of memory, one grad a trial.
 
     Args:
-      box: the bounds; the start must lie inside.
       memory: the number m of pairs kept.
+      max_trials: trials per search along the projection arc.
+
+    Raises:
+      ValueError: no memory.
+
+    Example:
+      >>> import optikit as ok
+      >>> sol = ok.minimize(lambda x: jnp.sum((x - 2.0) ** 2), jnp.zeros(2), bounds=(0.0, 1.0),
+      ...                   method=bounded_lbfgs(memory=5))
+      >>> sol.params.tolist()
+      [1.0, 1.0]
     """
-    search_along = projected(box)
+    if memory < 1:
+        msg = f"memory must be at least 1 pair; got {memory}."
+        raise ValueError(msg)
+
+    def inside(box: Box) -> Optimizer:
+        return _lbfgs_inside(box, memory, max_trials)
+
+    return Bounded(inside, "lbfgs")
+
+
+def _lbfgs_inside(box: Box, memory: int, max_trials: int) -> Optimizer:
+    search_along = projected(box, max_trials=max_trials)
 
     def measure(at: Eval) -> Scalar:
         return box.stationarity(at.params, at.grad).astype(at.value.dtype)

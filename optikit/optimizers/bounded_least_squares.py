@@ -25,21 +25,21 @@ from jaxtyping import Array, Bool, Float, Int
 from optikit.calculus import Eval, Oracle
 from optikit.core import Box, Counts, Key, Scalar, Status, memoized, tally, tree
 from optikit.core.tree import HIGHEST
+from optikit.linalg.damped_step import LinearModel, norm, scaled_by, within
 from optikit.linalg.least_squares import column_norms
+from optikit.optimizers.damping import Trial, by_ratio
 from optikit.optimizers.levenberg_marquardt import (
     IDLE_STEPS,
     PATIENCE,
     LevenbergMarquardtState,
-    LinearModel,
     alive,
     evaluate,
     initial,
-    next_radius,
     rounding,
-    row_space,
-    within,
 )
-from optikit.optimizers.protocol import Optimizer, StepInfo
+from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
+
+NAME = "bounded-levenberg-marquardt"
 
 
 class _Boxed(NamedTuple):
@@ -55,21 +55,33 @@ class _Boxed(NamedTuple):
 
 @memoized
 def bounded_levenberg_marquardt(
-    box: Box,
-    *,
-    radius: float = 1.0,
-    accept: float = 1e-4,
-    tol: float | None = None,
-    max_trials: int = 60,
-) -> Optimizer:
-    """Levenberg-Marquardt within a box. The start must lie in it.
+    *, radius: float = 1.0, accept: float = 1e-4, tol: float | None = None, max_trials: int = 60
+) -> Bounded:
+    """Levenberg-Marquardt within bounds, for `least_squares`.
 
     Args:
-      box: the bounds.
       radius, accept, tol, max_trials: as for `levenberg_marquardt`.
 
     Cost per step: as `levenberg_marquardt`, once for each time that parameters reach their bounds.
+
+    Example:
+      >>> import optikit as ok
+      >>> sol = ok.least_squares(lambda x: x - 2.0, jnp.zeros(2), bounds=(0.0, 1.0),
+      ...                        method=bounded_levenberg_marquardt(radius=0.1))
+      >>> sol.params.tolist()
+      [1.0, 1.0]
     """
+
+    def inside(box: Box) -> Optimizer:
+        return _inside(box, radius, accept, tol, max_trials)
+
+    return Bounded(inside, NAME)
+
+
+def _inside(
+    box: Box, radius: float, accept: float, tol: float | None, max_trials: int
+) -> Optimizer:
+    rule = by_ratio(radius)
 
     def measure(at: Eval) -> Scalar:
         return box.stationarity(at.params, at.grad).astype(at.value.dtype)
@@ -82,12 +94,11 @@ def bounded_levenberg_marquardt(
         tolerance = (1e-10 if x.dtype.itemsize > 4 else 1e-4) if tol is None else tol
         known = jnp.maximum(state.scaling, column_norms(at.local.upper))
         d = jnp.where(known > 0, known, 1)
-        reach = _norm(d * x).astype(dtype)
-        first = radius * jnp.where(reach > 0, reach, 1)
-        bound = jnp.where(jnp.isfinite(state.radius), state.radius, first)
+        reach = norm(d * x).astype(dtype)
+        bound = jnp.where(jnp.isfinite(state.control), state.control, rule.first(reach))
         pressed = _pressed(at, lower, upper)
         boxed = _within_box(at.local, x, d, lower, upper, pressed, bound)
-        size = _norm(boxed.step).astype(dtype)
+        size = norm(boxed.step).astype(dtype)
         moved = jnp.matmul(at.local.upper, boxed.step / d, precision=HIGHEST)
         slope = jnp.vdot(at.local.projected, moved, precision=HIGHEST)
         predicted = -(slope + jnp.vdot(moved, moved, precision=HIGHEST) / 2).astype(dtype)
@@ -114,9 +125,9 @@ def bounded_levenberg_marquardt(
         helped = accepted & (fell | (after <= 0.9 * jnp.minimum(before, state.least)))
         useless = accepted & in_noise & (actual <= noise.value)
         idle = jnp.where(helped, 0, state.idle + jnp.where(useless, 1, 0))
-        new_radius = next_radius(bound, size, actual, predicted, finite, in_noise, full)
-        by_slope = jnp.where((after > before) & (actual <= 0), size / 2, 2 * size)
-        new_radius = jnp.where(accepted & in_noise, by_slope, new_radius)
+        steeper = (after > before) & (actual <= 0)
+        trial = Trial(size, actual, predicted, finite, in_noise, accepted, full, steeper)
+        bound, growth = rule.judge(bound, state.growth, trial)
         rejected = jnp.where(accepted, 0, state.rejected + 1)
 
         promised = jnp.where(full, predicted, jnp.sum(at.local.projected**2).astype(dtype) / 2)
@@ -136,7 +147,7 @@ def bounded_levenberg_marquardt(
         status = jnp.where(ended, failed, Status.RUNNING.value)
         status = jnp.where(lives & exhausted, Status.CONVERGED_TO_PRECISION.value, status)
         status = jnp.where(lives & converged, Status.CONVERGED.value, status).astype(jnp.int32)
-        moved_by = jnp.where(accepted, _norm(vector - x), 0).astype(dtype)
+        moved_by = jnp.where(accepted, norm(vector - x), 0).astype(dtype)
         # never what the loop takes for rounding: this method judges that itself, by the slope
         reported = jnp.where(lives, jnp.maximum(promised, 2 * noise.value), jnp.inf)
         info = StepInfo(
@@ -145,11 +156,11 @@ def bounded_levenberg_marquardt(
             counts=tally(Counts(value=1), counts),
             predicted=reported,
             status=status,
-            extras={"damping": boxed.damping, "radius": new_radius},
+            extras={"damping": boxed.damping, "control": bound},
         )
         least = jnp.where(fell, jnp.inf, least_slope)
         state = LevenbergMarquardtState(
-            new_radius, scaling, least, idle, rejected, seen_finite & ~accepted
+            bound, growth, scaling, least, idle, rejected, seen_finite & ~accepted
         )
         return new.params, new, state, info
 
@@ -159,7 +170,7 @@ def bounded_levenberg_marquardt(
         evaluate=evaluate,
         measure=measure,
         monotone=True,
-        name="bounded-levenberg-marquardt",
+        name=NAME,
         patience=max_trials + 10,
     )
 
@@ -167,10 +178,6 @@ def bounded_levenberg_marquardt(
 def _paid(oracle: Oracle, params) -> tuple[Eval, Counts]:
     at, counts = evaluate(oracle, params)
     return at, tally(counts)
-
-
-def _norm(v: Array) -> Scalar:
-    return jnp.sqrt(jnp.sum(v**2))
 
 
 def _pressed(at: Eval, lower: Array, upper: Array) -> Bool[Array, " n"]:
@@ -204,9 +211,9 @@ def _within_box(
         fixed = jnp.where(c.held, (c.goal - x) * d, 0)
         shifted = model.projected + jnp.matmul(model.upper, fixed / d, precision=HIGHEST)
         struck = LinearModel(jnp.where(c.held[None, :], 0, model.upper), shifted)
-        scaled, least, lift = row_space(struck, d)
-        damped = within(scaled, shifted, least, radius)
-        step = jnp.where(c.held, fixed, lift(damped.step))
+        scaled = scaled_by(struck, d)
+        damped = within(scaled, shifted, radius)
+        step = jnp.where(c.held, fixed, scaled.lift(damped.step))
         target = x + step / d
         leaves = ~c.held & ((target < lower) | (target > upper))
         goal = jnp.where(leaves, jnp.clip(target, lower, upper), c.goal)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Key, Params, Scalar, Status, tree
+from optikit.core import Box, Counts, Key, Params, Scalar, Status, tree
 from optikit.globalize import Search
 
 State = Any
@@ -80,6 +80,20 @@ class Optimizer(NamedTuple):
     name: str = "optimizer"
     learns: bool = False
     patience: int = 10
+
+
+class Bounded(NamedTuple):
+    """A method for problems with bounds: an Optimizer as soon as the box is known.
+
+    So other bounds are other data, not another program.
+
+    Attributes:
+      inside: Box -> a monotone Optimizer that never leaves it, from a start inside.
+      name: for messages and reports.
+    """
+
+    inside: Callable[[Box], Optimizer]
+    name: str
 
 
 def info_from_search(search: Search, **extras: Array) -> StepInfo:

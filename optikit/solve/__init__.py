@@ -4,12 +4,10 @@ from optikit.solve.fit import Budget, fit
 from optikit.solve.least_squares import least_squares
 from optikit.solve.many import least_squares_many, minimize_many
 from optikit.solve.minimize import minimize
-from optikit.solve.multi_start import MultiStart, multi_start
 from optikit.solve.solution import Solution, Trace
 
 __all__ = [
     "Budget",
-    "MultiStart",
     "Solution",
     "Trace",
     "fit",
@@ -17,5 +15,4 @@ __all__ = [
     "least_squares_many",
     "minimize",
     "minimize_many",
-    "multi_start",
 ]

@@ -1,7 +1,6 @@
 """The common body of the deterministic drivers: check, compile, run, with a derivative."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,8 @@ from optikit.calculus.closures import opened
 from optikit.calculus.validate import check_scalar
 from optikit.core import Box, Key, Params, Status
 from optikit.core.compiled import jit
-from optikit.optimizers import Optimizer
+from optikit.optimizers import Bounded, Optimizer
+from optikit.optimizers.protocol import keep
 from optikit.solve.implicit import differentiable
 from optikit.solve.loop import Criterion, advance, begin, finished
 from optikit.solve.resume import SolveState, check_state, resumed, suspended
@@ -19,7 +19,7 @@ from optikit.solve.solution import Solution, default_tolerance
 
 
 def drive(
-    method: Optimizer | Callable[[Box], Optimizer],
+    method: Optimizer | Bounded,
     objective: Objective,
     params: Params,
     args: tuple,
@@ -35,7 +35,7 @@ def drive(
     """A solve whose parameters, arguments and start have been checked.
 
     Args:
-      method: an Optimizer; with a box, what makes one of it, so that other bounds do not compile.
+      method: an Optimizer, or with a box one that takes it.
 
     Raises:
       ValueError: a negative budget, a state of another solve.
@@ -44,7 +44,7 @@ def drive(
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
     if state is not None:
-        check_state(state, _in_box(method, box), params)
+        check_state(state, method, params)
     run = functools.partial(
         _run,
         method=method,
@@ -72,13 +72,14 @@ def _run(
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
     key = jax.random.key(0) if key is None else key
-    oracle, optimizer = bind(objective, args), _in_box(method, box)
+    oracle, optimizer = bind(objective, args), in_box(method, box)
     if state is None:
         progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)
     else:
         progress = resumed(state, optimizer, oracle, params, tol, trace_rows=trace_rows)
     progress = advance(optimizer, oracle, progress, max_steps, tol, criterion)
-    remainder = suspended(progress, tol, optimizer)
+    simple = optimizer.monotone and optimizer.readout is keep
+    remainder = suspended(progress, tol, simple=simple, name=optimizer.name)
     at, progress = finished(progress, optimizer, oracle)
     ended = progress.status != Status.RUNNING.value
     return Solution(
@@ -97,8 +98,9 @@ def _run(
     )
 
 
-def _in_box(method: Optimizer | Callable[[Box], Optimizer], box: Box | None) -> Optimizer:
+def in_box(method: Optimizer | Bounded, box: Box | None) -> Optimizer:
+    """The Optimizer that a method is on this box."""
     if isinstance(method, Optimizer):
         return method
     assert box is not None
-    return method(box)
+    return method.inside(box)

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool
 from optikit.calculus import Eval, Objective, residuals
 from optikit.calculus.objective import fingerprint, residual_vector
 from optikit.calculus.validate import as_params
-from optikit.core import Box, Params, Scalar, tree
+from optikit.core import Params, Scalar, tree
 from optikit.linalg.least_squares import column_norms
 from optikit.losses.robust import Robust, as_robust
-from optikit.optimizers import Optimizer, StepInfo, bounded_levenberg_marquardt
+from optikit.optimizers import StepInfo
 from optikit.solve.bounded import solve_in_box
 from optikit.solve.loop import Progress, gradient_criterion
 from optikit.solve.minimize import Method, solve
@@ -47,20 +47,25 @@ def least_squares(
       method: "levenberg-marquardt", "gauss-newton", "dogleg", an Optimizer, or any method for
         smooth functions.
       bounds: (lower, upper), as for `minimize`. The solution may lie on a bound; equal bounds fix a
-        parameter. By Levenberg-Marquardt with active sets; converged then means that no parameter
-        is left that could move into the box and lower the cost.
+        parameter. By Levenberg-Marquardt with active sets, or the other methods that `minimize`
+        has for bounds; converged then means that no parameter is left that could move into the
+        box and lower the cost.
       robust: "soft_l1", "huber", "cauchy", "arctan" or one of `ok.losses.robust`, in place of the
         squares: the cost is sum(scale^2 rho((r / scale)^2)) / 2, scipy's `loss` and `f_scale`.
       robust_scale: the residual at which an observation begins to count as an outlier; 1.
       tol: relative, of the tests above; by default 1e-10 in float64 and 1e-4 in float32.
       state: `sol.state` of an earlier call, to go on from there, as in `minimize`.
 
+    How well the residuals determine the parameters (rank, degrees of freedom, standard errors) is
+    said by `ok.parameter_covariance(residual, sol.params, args)`; a solve does not fail for want
+    of rank, and leaves what is not determined near its start.
+
     Derivatives with respect to `args` are those of `minimize`, by the full Hessian of |r|^2 / 2.
 
     Raises:
       TypeError: parameters that are not floating point, an objective that is no sum of squares.
       ValueError: an unknown method or robust loss, a scale that is not positive, bounds that do
-        not fit, a start outside them, or bounds with another method than Levenberg-Marquardt.
+        not fit, a start outside them, or bounds with a method that takes none.
 
     Example:
       >>> def decay(p, t, y):
@@ -75,25 +80,42 @@ def least_squares(
       >>> bool(sol.success), float(sol.params[0])
       (True, 2.5)
     """
-    objective = residuals(residual, has_aux=has_aux)
-    if robust is not None or robust_scale is not None:
-        objective = _robust(objective, robust, robust_scale)
-    if residual_vector(objective) is None:
-        msg = (
-            f"least_squares needs a sum of squares; got {fingerprint(objective)}: use "
-            "residuals(fun) or composite(predict, squared_error) with at most an L2 penalty."
-        )
-        raise TypeError(msg)
+    objective = as_squares("least_squares", residual, has_aux, robust, robust_scale)
     if tol is None:
         tol = 1e-10 if tree.inner_dtype(as_params(params)) == jnp.float64 else 1e-4
     if bounds is not None:
         return solve_in_box(
-            objective, params, bounds, _bounded(method), "", args, tol, max_steps, trace, None,
+            objective, params, bounds, method, args, tol, max_steps, trace, None,
             state, residual_criterion,
         )  # fmt: skip
     return solve(
         objective, params, method, args, tol, max_steps, trace, None, residual_criterion, state
     )
+
+
+def as_squares(
+    caller: str,
+    residual: Objective | Callable[..., Any],
+    has_aux: bool,
+    robust: str | Robust | None,
+    scale: float | None,
+) -> Objective:
+    """The objective of a least-squares call.
+
+    Raises:
+      TypeError: it is no sum of squares.
+      ValueError: an unknown robust loss, or a scale without one.
+    """
+    objective = residuals(residual, has_aux=has_aux)
+    if robust is not None or scale is not None:
+        objective = _robust(objective, robust, scale)
+    if residual_vector(objective) is None:
+        msg = (
+            f"{caller} needs a sum of squares; got {fingerprint(objective)}: use "
+            "residuals(fun) or composite(predict, squared_error) with at most an L2 penalty."
+        )
+        raise TypeError(msg)
+    return objective
 
 
 def _robust(objective: Objective, robust: str | Robust | None, scale: float | None) -> Objective:
@@ -107,14 +129,6 @@ def _robust(objective: Objective, robust: str | Robust | None, scale: float | No
         )
         raise TypeError(msg)
     return objective._replace(robust=as_robust(robust, scale))
-
-
-def _bounded(method: Method) -> Callable[[Box], Optimizer]:
-    if method in ("auto", "levenberg-marquardt"):
-        return bounded_levenberg_marquardt
-    name = method if isinstance(method, str) else getattr(method, "name", type(method).__name__)
-    msg = f"bounds with method {name!r}: only 'levenberg-marquardt' keeps to them here."
-    raise ValueError(msg)
 
 
 def residual_criterion(

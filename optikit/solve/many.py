@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optikit.calculus import Objective, residuals
-from optikit.calculus.objective import fingerprint, residual_vector
+from optikit.calculus import Objective
 from optikit.calculus.validate import as_args, as_objective, as_params
-from optikit.core import Key, Params, tree
+from optikit.core import Box, Key, Params, as_box, start_inside, tree
 from optikit.core.compiled import under_transformation
-from optikit.solve.least_squares import least_squares, residual_criterion
+from optikit.losses.robust import Robust
+from optikit.solve.bounded import as_bounded
+from optikit.solve.least_squares import as_squares, least_squares, residual_criterion
 from optikit.solve.loop import Criterion, gradient_criterion
 from optikit.solve.minimize import Method, as_optimizer, minimize
-from optikit.solve.pool import Task, run
+from optikit.solve.pool import Data, Task, run
+from optikit.solve.resume import SolveState, check_state
 from optikit.solve.solution import Solution
 
 
@@ -31,6 +33,8 @@ def minimize_many(
     max_steps: int = 1000,
     has_aux: bool = False,
     key: Key | None = None,
+    bounds: Any = None,
+    state: SolveState | None = None,
 ) -> Solution:
     """Minimise fun(params[i], *args[i]) over params[i] for every i, each as `minimize` would.
 
@@ -41,9 +45,13 @@ def minimize_many(
     Args:
       args: what all problems share must be repeated along axis 0, or be bound to the function.
       key: one for all problems, as if each were given it alone.
+      bounds: (lower, upper) as for `minimize`; an array with the problem axis bounds each problem
+        on its own, one without it, by broadcasting, all of them.
+      state: `sol.state` of an earlier call, to go on from there; `jax.tree.map(lambda x: x[i],
+        sol.state)` is the state of problem i, for `minimize`.
 
     Returns: a Solution whose leaves all have the problem axis first: status, steps and counts are
-      each problem's own.
+      each problem's own. `certify_many` certifies them all.
 
     Raises:
       TypeError: parameters that are not floating point, a function that is not scalar for one
@@ -58,7 +66,8 @@ def minimize_many(
     objective = as_objective(fun, has_aux=has_aux)
     alone = functools.partial(minimize, key=key)
     return _solve(
-        objective, gradient_criterion, alone, params, args, method, tol, max_steps, key
+        objective, gradient_criterion, alone, params, args, method, bounds, tol, max_steps, key,
+        state,
     )  # fmt: skip
 
 
@@ -68,13 +77,18 @@ def least_squares_many(
     args: tuple = (),
     *,
     method: Method = "levenberg-marquardt",
+    bounds: Any = None,
+    robust: str | Robust | None = None,
+    robust_scale: float | None = None,
     tol: float | None = None,
     max_steps: int = 1000,
     has_aux: bool = False,
+    state: SolveState | None = None,
 ) -> Solution:
     """Minimise |residual(params[i], *args[i])|^2 / 2 for every i, each as `least_squares` would.
 
-    Axis 0 of every leaf of params and args is the problem axis; see `minimize_many`.
+    Axis 0 of every leaf of params and args is the problem axis, also for `bounds` and `state`; see
+    `minimize_many`. `robust` is for all, see `least_squares`.
 
     Raises:
       TypeError: parameters that are not floating point, an objective that is no sum of squares.
@@ -89,17 +103,12 @@ def least_squares_many(
       >>> [[round(float(v), 3) for v in p] for p in sols.params]
       [[3.0, 0.5], [2.0, 1.0]]
     """
-    objective = residuals(residual, has_aux=has_aux)
-    if residual_vector(objective) is None:
-        msg = (
-            f"least_squares_many needs a sum of squares; got {fingerprint(objective)}: use "
-            "residuals(fun) or composite(predict, squared_error) with at most an L2 penalty."
-        )
-        raise TypeError(msg)
+    objective = as_squares("least_squares_many", residual, has_aux, robust, robust_scale)
     if tol is None:
         tol = 1e-10 if tree.inner_dtype(as_params(params)) == jnp.float64 else 1e-4
     return _solve(
-        objective, residual_criterion, least_squares, params, args, method, tol, max_steps, None
+        objective, residual_criterion, least_squares, params, args, method, bounds, tol, max_steps,
+        None, state,
     )  # fmt: skip
 
 
@@ -144,9 +153,11 @@ def _solve(
     params: Params,
     args: tuple,
     method: Method,
+    bounds: Any,
     tol: float | None,
     max_steps: int,
     key: Key | None,
+    state: SolveState | None,
 ) -> Solution:
     """Check, choose, and run rounds until every problem has ended."""
     args = as_args(args)
@@ -155,18 +166,28 @@ def _solve(
     params = as_params(params)
     size = batch_size(params, args)
     args = jax.tree.map(jnp.asarray, args)
-    optimizer, reason = as_optimizer(method, objective, *jax.tree.map(_blank_one, (params, args)))
+    blank = jax.tree.map(_blank_one, (params, args))
+    chosen, reason = (as_optimizer if bounds is None else as_bounded)(method, objective, *blank)
+    box = None
+    if bounds is not None:
+        box = as_box(bounds, params)
+        params = start_inside(box, params)
+    if state is not None:
+        check_state(state, chosen, params)
     if under_transformation():
-        found = jax.vmap(
-            lambda p, a: alone(objective, p, args=a, method=optimizer, tol=tol, max_steps=max_steps)
-        )(params, args)
+
+        def one(p: Params, a: tuple, box: Box | None, state: SolveState | None) -> Solution:
+            limits = {"tol": tol, "max_steps": max_steps, "bounds": box, "state": state}
+            return alone(objective, p, args=a, method=chosen, **limits)
+
+        found = jax.vmap(one)(params, args, box, state)
         return dataclasses.replace(found, reason=reason)
     if max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
     key = jax.random.key(0) if key is None else key
-    task = Task(objective, optimizer, criterion)
-    return run(task, params, args, size, key, tol, max_steps, reason)
+    task = Task(objective, chosen, criterion)
+    return run(task, params, Data(args, box), size, key, tol, max_steps, reason, state)
 
 
 def _blank_one(leaf: Any) -> np.ndarray:

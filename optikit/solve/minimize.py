@@ -9,15 +9,15 @@ import optax
 from optikit.calculus import Objective
 from optikit.calculus.validate import as_args, as_objective, as_params
 from optikit.core import Key, Params
-from optikit.optimizers import Optimizer, from_optax, named
-from optikit.solve.bounded import minimize_in_box
+from optikit.optimizers import Bounded, Optimizer, from_optax, named
+from optikit.solve.bounded import solve_in_box
 from optikit.solve.choose import choose
 from optikit.solve.drive import drive
 from optikit.solve.loop import Criterion, gradient_criterion
 from optikit.solve.resume import SolveState
 from optikit.solve.solution import Solution
 
-Method = str | Optimizer | optax.GradientTransformation
+Method = str | Optimizer | Bounded | optax.GradientTransformation
 
 
 def minimize(
@@ -48,7 +48,7 @@ def minimize(
     function theorem; see `optikit.solve.implicit`. The start, the tolerance and the method have no
     part in it, so their derivatives are zero, as are those of all other fields. Where the solve
     did not converge the same formula is applied at the point returned; where the Hessian is
-    singular the answer is that of least norm.
+    singular (`certify` then says degenerate) the answer is that of least norm.
 
     Args:
       fun: a pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`; or an
@@ -65,12 +65,14 @@ def minimize(
         Of params then only the structure matters; rows of a trace before the first new step are
         NaN.
       bounds: a pair (lower, upper) that no parameter ever leaves; each side None, a number, or a
-        pytree like params with None where there is no bound. For "newton", "newton-cg", "lbfgs"
-        and "auto"; `sol.grad_norm` is then the largest |x - P(x - g)|, with P the projection on
-        the bounds, and this takes the place of max|g| above.
+        pytree like params with None where there is no bound. For "newton", "newton-cg", "lbfgs",
+        "auto" and the factories `ok.optimizers.bounded_*`; `sol.grad_norm` is then the largest
+        |x - P(x - g)|, with P the projection on the bounds, and this takes the place of max|g|
+        above.
 
     Raises:
-      TypeError: parameters that are not floating point, a function that is not scalar.
+      TypeError: parameters that are not floating point, a function that is not scalar, a method
+        for bounds without them.
       ValueError: an unknown method, no parameters, a negative budget, a state of another solve, a
         start out of bounds.
 
@@ -87,9 +89,10 @@ def minimize(
     """
     objective = as_objective(fun, has_aux=has_aux)
     if bounds is not None:
-        return minimize_in_box(
-            objective, params, bounds, method, args, tol, max_steps, trace, key, state
-        )
+        return solve_in_box(
+            objective, params, bounds, method, args, tol, max_steps, trace, key, state,
+            gradient_criterion,
+        )  # fmt: skip
     return solve(
         objective, params, method, args, tol, max_steps, trace, key, gradient_criterion, state
     )
@@ -128,6 +131,9 @@ def as_optimizer(
         return named(method), ""
     if isinstance(method, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
         return from_optax(method), ""
+    if isinstance(method, Bounded):
+        msg = f"method {method.name!r} is for problems with bounds: give bounds=(lower, upper)."
+        raise TypeError(msg)
     hint = (
         "it is a factory: call it first." if inspect.isfunction(method) else
         "give a name, an Optimizer or an optax transformation."

@@ -4,10 +4,14 @@ Under `vmap` a batch runs until its slowest problem is done, every lane paying f
 the batch stands in a pool on the device, and the host drives it in rounds of a few steps: the
 problems that still run are gathered into blocks of a fixed number of lanes, advanced, and put back;
 the last of them in ever smaller blocks. The programs depend on the number of lanes of a block, of
-which there is a handful of sizes, not on the size of the batch.
+which there is a handful of sizes, not on the size of the batch. On a CPU a block leaves most of the
+cores idle, so that several are under way at once.
 """
 
+import concurrent.futures
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,13 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optikit.calculus import Objective, bind
+from optikit.calculus import Eval, Objective, bind
 from optikit.calculus.validate import check_scalar
-from optikit.core import Key, Params, Status, tree
+from optikit.core import Box, Counts, Key, Params, Scalar, Status
 from optikit.core.compiled import jit
-from optikit.optimizers import Optimizer
+from optikit.optimizers import Bounded, Optimizer
 from optikit.optimizers.protocol import keep
+from optikit.solve.drive import in_box
 from optikit.solve.loop import Criterion, Progress, advance, begin, finished
+from optikit.solve.resume import SolveState, key_of, resumed, suspended
 from optikit.solve.solution import Solution, default_tolerance
 
 CPU_BLOCK = (512, 2**22)
@@ -42,18 +48,45 @@ FIRST_STEPS = 4
 """Steps of the first round; a later one takes a quarter of the steps taken before, at least 2."""
 
 
+class Data(NamedTuple):
+    """What problems differ in besides their start."""
+
+    args: tuple
+    box: Box | None = None
+
+
 class Task(NamedTuple):
     """What the programs are compiled for."""
 
     objective: Objective
-    optimizer: Optimizer
+    method: Optimizer | Bounded
     criterion: Criterion
-    shared: bool = False  # whether all problems have the same args, without a problem axis
+    shared: bool = False  # whether all problems have the same data, without a problem axis
 
-    def map(self, function: Callable, *batched: Any, args: Any) -> Any:
-        """function(*batched[i], args[i]) for every lane."""
-        axes = (*(0 for _ in batched), None if self.shared else 0)
-        return jax.vmap(function, axes)(*batched, args)
+    @property
+    def simple(self) -> bool:
+        """Whether the current point of a problem is its answer."""
+        method = self.method
+        if isinstance(method, Bounded):  # those are monotone
+            return True
+        return method.monotone and method.readout is keep
+
+    def map(self, function: Callable, *batched: Any, data: Data) -> Any:
+        """function(*batched[i], oracle, optimizer) for every lane."""
+
+        def one(data: Data, *lane: Any) -> Any:
+            return function(*lane, bind(self.objective, data.args), in_box(self.method, data.box))
+
+        axes = (None if self.shared else 0, *(0 for _ in batched))
+        return jax.vmap(one, axes)(data, *batched)
+
+
+class _Outcome(NamedTuple):
+    """What a Solution shows."""
+
+    at: Eval
+    largest: Scalar
+    counts: Counts
 
 
 class _Blocks(NamedTuple):
@@ -82,51 +115,123 @@ class _Blocks(NamedTuple):
 
 
 def run(
-    task: Task, params: Params, args: tuple, size: int, key: Key, tol, max_steps: int, reason: str
+    task: Task,
+    params: Params,
+    data: Data,
+    size: int,
+    key: Key,
+    tol: float | None,
+    max_steps: int,
+    reason: str,
+    state: SolveState | None = None,
 ) -> Solution:
     """Rounds of steps until every problem has ended; the arguments have been checked."""
-    lanes = (params,) if task.shared else (params, args)
+    lanes = (params,) if task.shared else (params, data)
     lane_bytes = sum(x.nbytes for x in jax.tree.leaves(lanes)) // size
-    blocks = _Blocks.fitting(size, 2 * lane_bytes, jax.default_backend())
-    pool = _run(task, blocks, params, args, size, key, tol, max_steps)
-    return _collect(pool, size=size, method=task.optimizer.name, reason=reason)
+    platform = jax.default_backend()
+    blocks = _Blocks.fitting(size, 2 * lane_bytes, platform)
+    if state is not None:
+        key = key_of(jax.tree.map(lambda x: x[0], state))  # the same for all
+    tolerance = None if tol is None else jnp.asarray(tol)
+    workers = min(_cores(), -(-size // blocks.widths[0])) if platform == "cpu" else 1
+    with contextlib.ExitStack() as stack:
+        threads = None
+        if workers > 1:
+            threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
+        crew = _Crew(task, threads)
+        limits = (key, jnp.asarray(max_steps, jnp.int32), tolerance)
+        pool = _rounds(crew, blocks, (params, state), data, size, limits)
+        outcome = None if task.simple else _outcomes(crew, blocks, pool, data, size)
+    return _collect(pool, outcome, key, tolerance, size=size, task=task, reason=reason)
 
 
-def _run(task, blocks: _Blocks, params, args, size, key, tol, max_steps) -> Progress:
+class _Crew:
+    """Runs programs on blocks; on the cores of a CPU several at once.
+
+    Programs are looked up in the caller's thread, whose settings (64 bits, precision) are those
+    they are traced under; the others only execute them.
+    """
+
+    def __init__(self, task: Task, threads: concurrent.futures.Executor | None):
+        self.task, self.threads = task, threads
+        self.programs: dict[tuple, Any] = {}
+
+    def start(self, function: Any, width: int, *args: Any) -> Callable[[], Any]:
+        """What waits for function(*args) on a block of that many lanes."""
+        if self.threads is None:
+            result = function(*args, task=self.task)
+            return lambda: result
+        known = function, width
+        if known not in self.programs:
+            self.programs[known] = function.compiled(*args, task=self.task)
+        return self.threads.submit(_complete, self.programs[known], args).result
+
+
+def _complete(program: Any, args: tuple) -> Any:
+    return jax.block_until_ready(program(*args))
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _rounds(
+    crew: _Crew, blocks: _Blocks, starts: Any, data: Data, size: int, limits: tuple
+) -> Progress:
     """The pool, one lane a problem (and idle ones up to a power of two), when all have ended."""
-
-    def gathered(arrays, lanes):
-        if task.shared:
-            return _take(arrays, lanes), args
-        return _take((arrays, args), lanes)
-
+    key, max_steps, tol = limits
+    shared = crew.task.shared
     capacity = max(_power_of_two(size), blocks.widths[0])
     cut = list(blocks.cut(np.arange(size), capacity))
-    held = []
+    begun = []
     for lanes in cut:
-        start, data = gathered(params, lanes)
-        held.append((_begin(start, data, lanes < size, key, task=task), data))
+        (start, old), rows = _gathered(starts, data, lanes, shared)
+        arguments = start, rows, jnp.asarray(lanes < size), key, tol, old
+        begun.append((crew.start(_begin, len(lanes), *arguments), rows))
+    held = [(wait(), rows) for wait, rows in begun]
     pool = _blank_pool(held[0][0], capacity=capacity)
     taken = 0
     while cut:
         steps = max(2, taken // 4) if taken else FIRST_STEPS
+        few = jnp.asarray(steps, jnp.int32)
         # all are under way before the first is waited for
-        outcome = [_advance(p, data, key, steps, max_steps, tol, task=task) for p, data in held]
-        held = [(p, data) for (p, _), (_, data) in zip(outcome, held, strict=True)]
+        under_way = [
+            (crew.start(_advance, len(lanes), p, rows, key, few, max_steps, tol), rows)
+            for lanes, (p, rows) in zip(cut, held, strict=True)
+        ]
+        outcome = [(*wait(), rows) for wait, rows in under_way]
+        held = [(p, rows) for p, _, rows in outcome]
         taken += steps
-        running = np.concatenate([np.asarray(mask) for _, mask in outcome])
+        running = np.concatenate([np.asarray(mask) for _, mask, _ in outcome])
         left = list(blocks.cut(np.concatenate(cut)[running], capacity, taken))
         if sum(map(len, left)) > WORTHWHILE * sum(map(len, cut)):
             continue
         for lanes, (progress, _) in zip(cut, held, strict=True):
             pool = _put(pool, lanes, progress)
-        cut, held = left, [gathered(pool, lanes) for lanes in left]
-    optimizer = task.optimizer
-    if optimizer.monotone and optimizer.readout is keep:
-        return pool
-    for lanes in blocks.cut(np.arange(size), capacity):
-        pool = _put(pool, lanes, _finish(*gathered(pool, lanes), key, task=task))
+        cut, held = left, [_gathered(pool, data, lanes, shared) for lanes in left]
     return pool
+
+
+def _outcomes(
+    crew: _Crew, blocks: _Blocks, pool: Progress, data: Data, size: int
+) -> _Outcome | None:
+    """What there is to say of each problem whose last point need not be its answer."""
+    capacity = max(_power_of_two(size), blocks.widths[0])
+    found = None
+    for lanes in blocks.cut(np.arange(size), capacity):
+        block = _finish(*_gathered(pool, data, lanes, crew.task.shared), task=crew.task)
+        if found is None:
+            found = _blank_pool(block, capacity=capacity)
+        found = _put(found, lanes, block)
+    return found
+
+
+def _gathered(arrays: Any, data: Data, lanes: np.ndarray, shared: bool) -> tuple[Any, Data]:
+    """Rows of arrays and of the data."""
+    if shared:
+        return _take(arrays, lanes), data
+    return _take((arrays, data), lanes)
 
 
 @jit
@@ -147,58 +252,75 @@ def _blank_pool(block, *, capacity):
 
 
 @functools.partial(jit, static_argnames="task")
-def _begin(params, args, used, key, *, task):
-    def one(p, used, a):
-        check_scalar(task.objective, p, a)  # while tracing: once per compilation
-        progress = begin(task.optimizer, bind(task.objective, a), p, key)
+def _begin(params, data, used, key, tol, state, *, task):
+    def one(start, used, oracle, optimizer):
+        p, old = start
+        value = check_scalar(
+            oracle.objective, p, oracle.args
+        )  # while tracing: once per compilation
+        if old is None:
+            progress = begin(optimizer, oracle, p, key)
+        else:
+            progress = resumed(old, optimizer, oracle, p, _tolerance(tol, value.dtype))
         status = jnp.where(used, progress.status, Status.MAX_STEPS.value).astype(jnp.int32)
         return progress._replace(status=status, key=None)
 
-    return task.map(one, params, used, args=args)
+    return task.map(one, (params, state), used, data=data)
 
 
 @functools.partial(jit, static_argnames="task", donate_argnames="progress")
-def _advance(progress, args, key, steps, max_steps, tol, *, task):
-    def one(p, a):
-        dtype = p.at.value.dtype
-        tolerance = jnp.asarray(default_tolerance(dtype) if tol is None else tol).astype(dtype)
+def _advance(progress, data, key, steps, max_steps, tol, *, task):
+    def one(p, oracle, optimizer):
+        tolerance = _tolerance(tol, p.at.value.dtype)
         limit = jnp.minimum(p.steps + steps, max_steps)
-        oracle = bind(task.objective, a)
-        p = advance(
-            task.optimizer, oracle, p._replace(key=key), limit, tolerance, task.criterion
-        )  # fmt: skip
+        p = advance(optimizer, oracle, p._replace(key=key), limit, tolerance, task.criterion)
         running = (p.status == Status.RUNNING.value) & (p.steps < max_steps)
         return p._replace(key=None), running
 
-    return task.map(one, progress, args=args)
+    return task.map(one, progress, data=data)
+
+
+def _tolerance(tol: Scalar | None, dtype: jnp.dtype) -> Scalar:
+    return jnp.asarray(default_tolerance(dtype) if tol is None else tol).astype(dtype)
 
 
 @functools.partial(jit, static_argnames="task")
-def _finish(progress, args, key, *, task):
-    def one(p, a):
-        at, p = finished(p._replace(key=key), task.optimizer, bind(task.objective, a))
-        return p._replace(at=at, key=None)
+def _finish(progress, data, *, task):
+    def one(p, oracle, optimizer):
+        at, p = finished(p, optimizer, oracle)
+        return _Outcome(at, optimizer.measure(at), p.counts)
 
-    return task.map(one, progress, args=args)
+    return task.map(one, progress, data=data)
 
 
-@functools.partial(jit, static_argnames=("size", "method", "reason"))
-def _collect(pool: Progress, *, size: int, method: str, reason: str) -> Solution:
-    p = jax.tree.map(lambda x: x[:size], pool)
-    ended = p.status != Status.RUNNING.value
-    return Solution(
-        params=p.at.params,
-        value=p.at.value,
-        aux=p.at.aux,
-        grad=p.at.grad,
-        grad_norm=jax.vmap(tree.max_abs)(p.at.grad).astype(p.at.value.dtype),
-        status=jnp.where(ended, p.status, Status.MAX_STEPS.value).astype(jnp.int32),
-        steps=p.steps,
-        counts=p.counts,
-        trace=None,
-        method=method,
-        reason=reason,
-    )
+@functools.partial(jit, static_argnames=("size", "task", "reason"))
+def _collect(pool, outcome, key, tol, *, size: int, task: Task, reason: str) -> Solution:
+    pool, outcome = jax.tree.map(lambda x: x[:size], (pool, outcome))
+
+    def one(p: Progress, shown: _Outcome | None) -> Solution:
+        if shown is None:
+            shown = _Outcome(p.at, p.largest, p.counts)
+        ended = p.status != Status.RUNNING.value
+        at = shown.at
+        tolerance = _tolerance(tol, at.value.dtype)
+        return Solution(
+            params=at.params,
+            value=at.value,
+            aux=at.aux,
+            grad=at.grad,
+            grad_norm=shown.largest,
+            status=jnp.where(ended, p.status, Status.MAX_STEPS.value).astype(jnp.int32),
+            steps=p.steps,
+            counts=shown.counts,
+            trace=None,
+            method=task.method.name,
+            reason=reason,
+            remainder=suspended(
+                p._replace(key=key), tolerance, simple=task.simple, name=task.method.name
+            ),
+        )
+
+    return jax.vmap(one)(pool, outcome)
 
 
 def _power_of_two(n: int) -> int:

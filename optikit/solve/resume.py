@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from optikit.calculus import Oracle
-from optikit.core import Counts, Params, Scalar, Status
-from optikit.optimizers import Optimizer
-from optikit.optimizers.protocol import keep
+from optikit.core import Counts, Key, Params, Scalar, Status
+from optikit.optimizers import Bounded, Optimizer
 from optikit.solve.loop import Progress, begin, blank_trace
 from optikit.solve.solution import Solution
 
@@ -74,17 +73,27 @@ class SolveState:
         return f"SolveState(method={self.remainder.method!r}, steps={self.steps})"
 
 
-def suspended(progress: Progress, tol: Scalar, optimizer: Optimizer) -> Remainder:
-    """What is left of a solve, in few arrays."""
+def suspended(progress: Progress, tol: Scalar, *, simple: bool, name: str) -> Remainder:
+    """What is left of a solve by the method of that name, in few arrays.
+
+    Args:
+      simple: whether the current evaluation is what its Solution shows.
+    """
     kept = progress._replace(key=jax.random.key_data(progress.key), trace=None)
-    if optimizer.monotone and optimizer.readout is keep:
+    if simple:
         at = progress.at._replace(params=None, value=None, grad=None, aux=None)
         kept = kept._replace(at=at, counts=None, steps=None, largest=None)
     packed, layout = _packed((kept, tol))
-    return Remainder(packed, layout, optimizer.name, jax.random.key_impl(progress.key))
+    return Remainder(packed, layout, name, jax.random.key_impl(progress.key))
 
 
-def check_state(state: Any, optimizer: Optimizer, params: Params) -> None:
+def key_of(state: SolveState) -> Key:
+    """The key that a solve goes on with."""
+    progress, _ = _unpacked(state.remainder.packed, state.remainder.layout)
+    return jax.random.wrap_key_data(progress.key, impl=state.remainder.key_impl)
+
+
+def check_state(state: Any, method: Optimizer | Bounded, params: Params) -> None:
     """Whether a state can belong to this call, as far as is known without tracing.
 
     Raises:
@@ -95,10 +104,10 @@ def check_state(state: Any, optimizer: Optimizer, params: Params) -> None:
         hint = "pass its .state" if isinstance(state, Solution) else "pass sol.state"
         msg = f"state must be the state of a Solution; got {type(state).__name__}: {hint}."
         raise TypeError(msg)
-    if state.remainder.method != optimizer.name:
+    if state.remainder.method != method.name:
         msg = (
             f"state comes from method {state.remainder.method!r}, but this call runs "
-            f"{optimizer.name!r}: go on with the same method, or start anew from "
+            f"{method.name!r}: go on with the same method, or start anew from "
             "params=sol.params without state."
         )
         raise ValueError(msg)

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optikit.analyze.certificate import Certificate
+from optikit.analyze.certify import certify
 from optikit.calculus import Objective
 from optikit.calculus.validate import as_args, as_objective, as_params
 from optikit.core import Key, Params, Status
 from optikit.solve.loop import gradient_criterion
 from optikit.solve.many import batch_size
 from optikit.solve.minimize import Method, as_optimizer
-from optikit.solve.pool import Task, run
+from optikit.solve.pool import Data, Task, run
 from optikit.solve.solution import Solution
 
 
@@ -29,7 +31,7 @@ class Minimum:
     """
 
     solution: Solution
-    certificate: Any
+    certificate: Certificate | None
     starts: tuple[int, ...]
 
     @property
@@ -139,7 +141,7 @@ def multi_start(
     first = jax.tree.map(lambda x: x[0], starts)
     optimizer, reason = as_optimizer(method, objective, first, args)
     task = Task(objective, optimizer, gradient_criterion, shared=True)
-    solutions = run(task, starts, args, size, solve_key, tol, max_steps, reason)
+    solutions = run(task, starts, Data(args), size, solve_key, tol, max_steps, reason)
     return _ranked(objective, args, solutions, distance, certified)
 
 
@@ -179,9 +181,7 @@ def _groups(points: np.ndarray, values: np.ndarray, order: np.ndarray, distance:
     return groups
 
 
-def _certificate(objective: Objective, params: Params, args: tuple):
-    from optikit import certify  # by the public face, since `analyze` stands beside this room
-
+def _certificate(objective: Objective, params: Params, args: tuple) -> Certificate | None:
     try:
         return certify(objective, params, args)
     except FloatingPointError:
