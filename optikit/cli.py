@@ -1,4 +1,5 @@
-"""The command line: optikit run | resume | status | report | query | compact | list | config | env.
+"""The command line: optikit run | resume | status | report | compare | query | compact | list |
+config | env.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 all went well, 1 some trials
 failed, 2 the configuration or the call is wrong, 130 interrupted. Nothing here imports JAX before a
@@ -172,7 +173,13 @@ def status(folder: Folder, json: AsJson = False) -> None:
 
 
 @app.command()
-def report(folder: Folder, json: AsJson = False) -> None:
+def report(
+    folder: Folder,
+    json: AsJson = False,
+    figures: Annotated[
+        str | None, typer.Option(help="Write figures for a paper too: pdf, png or svg")
+    ] = None,
+) -> None:
     """Print the table and write the page of a results folder, as far as it has got."""
     from optikit.bench.experiment import load
 
@@ -183,6 +190,14 @@ def report(folder: Folder, json: AsJson = False) -> None:
     page = results.page()
     print(results.summary.as_json()) if json else results.summary.print()
     print(f"Page: {page}", file=sys.stderr)
+    if figures is not None:
+        from optikit.bench.report.figures import FORMATS
+
+        if figures not in FORMATS:
+            msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
+            raise typer.BadParameter(msg)
+        drawn = results.figures(format=figures)
+        print(f"Figures: {len(drawn)} in {folder / 'figures'}", file=sys.stderr)
 
 
 @app.command()
@@ -196,6 +211,26 @@ def query(
 
     answer = query(folder, sql)
     print(answer.as_json() if json else answer)
+
+
+@app.command()
+def compare(
+    before: Annotated[pathlib.Path, typer.Argument(help="A results folder")],
+    after: Annotated[pathlib.Path, typer.Argument(help="Another: a later commit, a machine")],
+    target: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="[default: the study's main target]")
+    ] = None,
+) -> None:
+    """Tell what got better and what got worse, by a test; ends with 1 if something got worse."""
+    from optikit.bench.compare import compare
+    from optikit.bench.experiment import load
+    from optikit.bench.score import main_target
+
+    old, new = load(before), load(after)
+    found = compare(old, new, main_target(old.study.targets) if target is None else target)
+    print(found.as_text())
+    if found.of("regression"):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -4,11 +4,9 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import jax
@@ -19,7 +17,7 @@ import pytest
 
 import optikit as ok
 from optikit.bench import store
-from optikit.bench.axes import AXES, known_axes
+from optikit.bench.axes import AXES
 from optikit.bench.plan import plan
 from optikit.bench.score import hit, main_target, verdict
 from optikit.bench.spec import load_study
@@ -394,6 +392,7 @@ def test_config_check_show_list_and_dry_run(lab):
     optikit("list", "wishes", cwd=lab, check=2)
 
 
+@pytest.mark.slow  # with real trials; tests/test_robustness.py has many more kills of quick ones
 def test_kill_nine_in_mid_study_loses_nothing(lab):
     """Killed at random moments until it is done; then compared with a run left in peace."""
     rng = np.random.default_rng(0)
@@ -470,57 +469,3 @@ def test_names_from_a_study_cannot_break_the_page(tmp_path):
     )
     found = ok.Experiment("evil", {"bowl": evil}, {"newton": "newton"}, measure=SMALL).run(tmp_path)
     assert "<script>alert" not in found.page().read_text()
-
-
-def chromium():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        for folder in os.environ.get("PATH", "").split(os.pathsep):
-            if (pathlib.Path(folder) / name).exists():
-                return name
-    return None
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(chromium() is None, reason="needs headless Chromium")
-def test_a_browser_draws_every_curve_on_every_axis(results, tmp_path):
-    page = results.page().read_text()
-    # the page draws itself; this walks through the axes and writes down what is on the screen
-    walk = """
-    <script>
-    window.addEventListener("error", e => document.body.insertAdjacentHTML("beforeend",
-      "<p class=failure>" + e.message + "</p>"));
-    (async () => {
-      const axis = document.getElementById("axis"), seen = [];
-      for (const option of [...axis.options].map(o => o.value)) {
-        axis.value = option;
-        axis.dispatchEvent(new Event("change"));
-        await new Promise(r => setTimeout(r, 200));
-        for (const chart of document.querySelectorAll(".chart"))
-          seen.push([option, chart.dataset.problem, chart.querySelectorAll(".scatterlayer .trace").length,
-                     chart.querySelectorAll(".scatterlayer .trace path.js-line").length,
-                     chart.querySelector(".xtitle").textContent]);
-      }
-      document.body.insertAdjacentHTML("beforeend", "<pre id=seen>" + JSON.stringify(seen) + "</pre>");
-    })();
-    </script></body>"""
-    probe = tmp_path / "probe.html"
-    probe.write_text(page.replace("</body>", textwrap.dedent(walk)))
-    shown = subprocess.run(
-        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000", "--dump-dom",
-         probe.as_uri()],
-        capture_output=True, text=True, timeout=180, check=False,
-    ).stdout  # fmt: skip
-    assert '<p class="failure">' not in shown
-    assert 'id="seen">' in shown, shown[-2000:]
-    seen = json.loads(shown.split('id="seen">')[1].split("</pre>")[0])
-    offered = known_axes(c.costs for p in results.problems for c in p.curves)
-    assert len(seen) == len(offered) * 2
-    for option, _problem, traces, lines, title in seen:
-        # a method that never calls an oracle has no course along its calls
-        assert traces == 4, (option, traces)
-        assert 1 <= lines <= 4 if option.startswith("count_") else lines == 4, (option, lines)
-        assert title == AXES[option].label
-    for sentence in results.summary.verdicts:
-        assert sentence.split(",")[0] in shown

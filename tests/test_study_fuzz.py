@@ -51,7 +51,13 @@ VALUES = st.recursive(
 def places(value, path=()):
     """Every place in nested data, the root first."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from places(inner, (*path, key))
 
@@ -75,7 +81,9 @@ def mutants(draw):
         else:
             key = draw(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)))
             home[key] = draw(VALUES) if action == "add" else home.pop(path[-1])
-    return yaml.safe_dump(data, allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans()))
+    return yaml.safe_dump(
+        data, allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans())
+    )
 
 
 @st.composite
@@ -160,7 +168,9 @@ def test_depth_is_bounded(tmp_path):
 
 def test_a_slip_in_a_grid_is_told(tmp_path):
     grids = "".join(f", b{i}: {{grid: {list(range(100))}}}" for i in range(4))
-    text = GOOD.replace("{use: newton}", f"{{use: 'my_lab:solver'{grids}}}").replace("reference: newton", "")
+    text = GOOD.replace("{use: newton}", f"{{use: 'my_lab:solver'{grids}}}").replace(
+        "reference: newton", ""
+    )
     assert "about 400,000,020 trials" in complaints(text, tmp_path / "slip.yaml")
 
 
@@ -181,7 +191,9 @@ def test_what_is_not_finite_survives_the_results_folder(tmp_path):
     assert "finite" in complaints(GOOD.replace("seconds: 2.5", "seconds: .inf"), path)
 
 
-@pytest.mark.parametrize("use", ["os.path/../x:y", "/etc/passwd:x", "a b:c", "..:x", "my_lab:", ":f", "a:b c"])
+@pytest.mark.parametrize(
+    "use", ["os.path/../x:y", "/etc/passwd:x", "a b:c", "..:x", "my_lab:", ":f", "a:b c"]
+)
 def test_an_import_path_names_a_module_and_nothing_else(use, tmp_path):
     text = GOOD.replace("{use: newton}", f"{{use: '{use}'}}")
     assert "an import path is written module:function" in complaints(text, tmp_path / "path.yaml")
@@ -197,5 +209,8 @@ def test_only_plain_data_is_built(tag, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../up", "/etc/x", "a/b", ".", "..", "", "a\\nb", "x" * 65, "~"])
 def test_names_cannot_leave_the_results_folder(name, tmp_path):
-    for text in (GOOD.replace("name: good", f'name: "{name}"'), GOOD.replace("bowl:", f'"{name}":')):
+    for text in (
+        GOOD.replace("name: good", f'name: "{name}"'),
+        GOOD.replace("bowl:", f'"{name}":'),
+    ):
         assert complaints(text, tmp_path / "name.yaml")

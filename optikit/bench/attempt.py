@@ -53,9 +53,10 @@ def attempt(job: Job, folder: pathlib.Path) -> str:
     Raises:
       StoreError: the record cannot be written, or one that is there is damaged.
     """
-    with _claimed(folder, job.id) as number:
+    with _claimed(folder, job.id) as claim:
         record = store.read(folder, job.id)
         if record is None or not store.is_done(record):
+            number = _begin(claim, folder, job)
             record = _uninterrupted(_informed(job, folder))
             facts = {**record.facts, "attempt": number, "host": socket.gethostname()}
             store.write(folder, job.id, record._replace(facts=facts))
@@ -122,17 +123,25 @@ def _read_spec(path: pathlib.Path) -> tuple[pathlib.Path, Job]:
 
 @contextlib.contextmanager
 def _claimed(folder: pathlib.Path, job_id: str) -> Iterator[int]:
-    """Hold a job; waits while somebody else does. Gives the number of this attempt, from 1."""
+    """Hold a job; waits while somebody else does. Gives the file of its attempts."""
     path = folder / "attempts" / job_id
     with contextlib.ExitStack() as stack:
         try:
             handle = stack.enter_context(locked(path, wait=True))
-            before = os.pread(handle, 1 << 20, 0).count(b"\n")
-            note = {"host": socket.gethostname(), "process": os.getpid(), "started": time.time()}
-            os.write(handle, json.dumps(note).encode() + b"\n")
         except OSError as error:
             raise store.unwritable(path, error) from error
-        yield before + 1
+        yield handle
+
+
+def _begin(claim: int, folder: pathlib.Path, job: Job) -> int:
+    """Note an attempt; gives its number, from 1."""
+    try:
+        before = os.pread(claim, 1 << 20, 0).count(b"\n")
+        note = {"host": socket.gethostname(), "process": os.getpid(), "started": time.time()}
+        os.write(claim, json.dumps(note).encode() + b"\n")
+    except OSError as error:
+        raise store.unwritable(folder / "attempts" / job.id, error) from error
+    return before + 1
 
 
 def _informed(job: Job, folder: pathlib.Path) -> Job:

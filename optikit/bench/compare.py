@@ -249,13 +249,13 @@ def _cost(blank: Change, joint: list[tuple[Reach, Reach]]) -> Change:
     """Whether the target costs more or less than before, where both met it."""
     was, now = [a for a, _ in joint], [b for _, b in joint]
     ratio = cost_ratio(now, was)
+    if all((a.lower, a.cost, a.upper) == (b.lower, b.cost, b.upper) for a, b in joint):
+        return blank._replace(verdict="unchanged", ratio=ratio.interval)
     p = None
     if len(joint) >= ENOUGH:
         from scipy.stats import mannwhitneyu
 
-        a, b = [t.cost for t in now], [t.cost for t in was]
-        # the test has no variance to work with where all costs are one number
-        p = 1.0 if len({*a, *b}) == 1 else float(mannwhitneyu(a, b).pvalue)
+        p = float(mannwhitneyu([t.cost for t in now], [t.cost for t in was]).pvalue)
     effect = 1 + (CLOCK_EFFECT if blank.axis in MACHINE_AXES else EFFECT)
     firm = cost_ratio(now, was, level=1 - SIGNIFICANT).separable
     certain = ratio.separable and (firm or (p is not None and p < SIGNIFICANT))
@@ -267,7 +267,7 @@ def _judged(ratio: Ratio, effect: float, *, certain: bool) -> tuple[str, str]:
     """A verdict on a ratio of costs, with what is worth knowing."""
     x, low, high, units = ratio.interval
     if units < 2:
-        return ("unchanged", "") if x == low == high == 1 else ("not separable", "one seed")
+        return "not separable", "one seed"
     if certain and x > effect:
         return "regression", ""
     if certain and x < 1 / effect:

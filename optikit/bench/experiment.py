@@ -12,7 +12,7 @@ from typing import Any
 from optikit.bench import resolve, store
 from optikit.bench.plan import Job
 from optikit.bench.record import Record
-from optikit.bench.report import Summary, summarise, write_page
+from optikit.bench.report import Summary, figures, summarise, write_page
 from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
 from optikit.bench.score import (
     ProblemScore,
@@ -157,6 +157,14 @@ class Results:
         target = self.folder / "report.html" if path is None else pathlib.Path(path)
         write_page(target, self.study, self.jobs, self.records, self.problems, self.summary)
         return target
+
+    def figures(
+        self,
+        folder: str | pathlib.Path | None = None,
+        format: str = "pdf",
+    ) -> list[pathlib.Path]:
+        """Write the figures for a paper (by default into figures/ of the folder)."""
+        return figures(self, self.folder / "figures" if folder is None else folder, format)
 
     def __str__(self) -> str:
         return "\n".join(self.summary.verdicts)

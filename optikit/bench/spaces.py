@@ -38,7 +38,7 @@ class Space(NamedTuple):
         """The value at a point of the unit interval.
 
         Example:
-          >>> Space("learning_rate", "log_uniform", [1e-4, 1.0], {}).at(0.5)
+          >>> round(Space("learning_rate", "log_uniform", [1e-4, 1.0], {}).at(0.5), 9)
           0.01
         """
         if self.kind == "choice":
@@ -48,7 +48,8 @@ class Space(NamedTuple):
             return min(low + int(u * (high - low + 1)), high)
         if self.kind == "uniform":
             return low + u * (high - low)
-        return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+        inner = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+        return min(max(inner, low), high)
 
     def edge(self, value: Any) -> str:
         """The end of the range that a value is at, "low" or "high", or an empty string.

@@ -61,6 +61,7 @@ class Measure(_Strict):
         default=True, description="count model FLOPs and bytes in a replay off the clock"
     )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+    certificates: bool = Field(default=True, description="say what kind of point was reached")
     trace: bool = Field(
         default=False,
         description="keep value, gradient, step length and oracle calls of every step, on the "

@@ -70,6 +70,7 @@ def _problem_job(job: Job) -> dict[str, Any]:
 def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
+    from optikit.bench.certificate import final_certificate
     from optikit.bench.execute import Goal, measure
     from optikit.bench.referee import referee
     from optikit.bench.replay import costs_along
@@ -113,6 +114,9 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "ledger_agrees": None if along is None else along.ledger_agrees,
         "unpriced": None if along is None else along.unknown,
         "trace": run.trace,
+        "certificate": final_certificate(problem, run.snapshots[-1].params)
+        if job.measure.certificates and job.role == "report"
+        else None,
         **more(),
     }, _rows(run, along)
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optikit.bench.job import Job
-from optikit.bench.score import Curve, ProblemScore, main_target, median_cost, reach, score
-from optikit.bench.score.reach import Reach
+from optikit.bench.score import Curve, ProblemScore, main_target, reach, score
+from optikit.bench.score.reach import Reach, typical
 from optikit.bench.spaces import Space, settings, spaces
 from optikit.bench.spec import OptimizerUse, Study, Tuning
 from optikit.bench.store import Record
@@ -37,7 +37,7 @@ def sample(use: OptimizerUse, tuning: Tuning) -> list[dict[str, Any]]:
     Example:
       >>> use = OptimizerUse(use="adam", learning_rate={"log_uniform": [1e-4, 1.0]})
       >>> [round(s["learning_rate"], 4) for s in sample(use, Tuning(trials=3))]
-      [0.0006, 0.1227, 0.3152]
+      [0.0044, 0.1034, 0.0174]
       >>> sample(use, Tuning(trials=2)) == sample(use, Tuning(trials=3))[:2]
       True
     """
@@ -107,7 +107,7 @@ def _cost(curves: list[Curve], study: Study) -> float:
     found = [reach(curve, tuning_target(study), study.tuning.axis) for curve in curves]
     if any(math.isnan(t.cost) for t in found):
         found = [reach(curve, tuning_target(study), "steps") for curve in curves]
-    return median_cost(found).estimate
+    return typical(found)
 
 
 def tuning_target(study: Study) -> float:
@@ -228,15 +228,14 @@ def _undertuned(study: Study, problem: ProblemScore, label: str, curve: list[Bes
     if not curve[-1].reached:
         return [*flags, "under-tuned: no trial met the target"]
     half, full = curve[max(len(curve) // 2, 1) - 1], curve[-1]
-    if len(curve) > 1 and (
-        half.reached < 1 - STILL_IMPROVING or half.expected > (1 + STILL_IMPROVING) * full.expected
-    ):
+    gain = half.expected / full.expected if full.expected else 1.0
+    if half.reached < 1 - STILL_IMPROVING or gain > 1 + STILL_IMPROVING:
         flags.append(
-            f"under-tuned: the best of {half.k} trials costs {half.expected / full.expected:.2g}x "
-            f"the best of {full.k} on average and meets the target in {half.reached:.0%}"
+            f"under-tuned: the best of {half.k} trials costs {gain:.2g}x the best of {full.k} "
+            f"on average and meets the target in {half.reached:.0%} of draws"
         )
     costs = {
-        kind: median_cost(found).estimate
+        kind: typical(found)
         for kind in (TUNED, DEFAULT)
         if (found := _trials(problem, f"{label} {kind}", study))
     }

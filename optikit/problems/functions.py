@@ -1,28 +1,13 @@
-"""Test functions with known minima: conditioned quadratics, valleys, saddles, curve fits."""
+"""Rosenbrock's valley, Powell's singular function, and a zoo of saddles; all minima known."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from optikit.calculus import black_box, residuals
-from optikit.core import Params, Scalar
+from optikit.core import Scalar
+from optikit.problems.mgh import mgh
 from optikit.problems.problem import Problem
-
-
-def _quadratic_value(x: Float[Array, " n"], scales: Float[Array, " n"]) -> Scalar:
-    return jnp.sum(scales * (x - 1) ** 2) / 2
-
-
-def quadratic(n: int = 50, condition: float = 1e3) -> Problem:
-    """sum_i c_i (x_i - 1)^2 / 2 with log-spaced c from 1/condition to 1; minimum 0 at ones."""
-    scales = np.logspace(-np.log10(condition), 0, n)
-    return Problem(
-        black_box(_quadratic_value),
-        np.zeros(n),
-        (scales,),
-        0.0,
-        f"quadratic, condition {condition:g}",
-    )
 
 
 def _rosenbrock_value(x: Float[Array, " n"]) -> Scalar:
@@ -32,21 +17,20 @@ def _rosenbrock_value(x: Float[Array, " n"]) -> Scalar:
 def rosenbrock(n: int = 2) -> Problem:
     """The chained Rosenbrock valley, from (-1.2, 1, -1.2, 1, ...); minimum 0 at ones.
 
-    Reference: Moré, Garbow & Hillstrom (1981), problems 1 and 21.
+    Every unknown but the ends is in two terms; the separable form is `mgh`'s extended-rosenbrock.
+    From n = 4 on there is a second local minimum near (-1, 1, ..., 1).
+
+    Reference: Moré, Garbow & Hillstrom (1981), problem 1; chained as in Kok & Sandrock (2009),
+    "Locating and characterizing the stationary points of the extended Rosenbrock function".
     """
     start = np.where(np.arange(n) % 2 == 0, -1.2, 1.0)
-    return Problem(black_box(_rosenbrock_value), start, (), 0.0, f"Rosenbrock, n = {n}")
-
-
-def _powell_residuals(x: Float[Array, " 4"]) -> Float[Array, " 4"]:
-    root5, root10 = 5**0.5, 10**0.5
-    return jnp.stack(
-        [
-            x[0] + 10 * x[1],
-            root5 * (x[2] - x[3]),
-            (x[1] - 2 * x[2]) ** 2,
-            root10 * (x[0] - x[3]) ** 2,
-        ]
+    return Problem(
+        black_box(_rosenbrock_value),
+        start,
+        (),
+        0.0,
+        f"Rosenbrock, n = {n}",
+        solution=np.ones(n),
     )
 
 
@@ -55,35 +39,111 @@ def powell_singular() -> Problem:
 
     Reference: Moré, Garbow & Hillstrom (1981), problem 13.
     """
-    return Problem(
-        residuals(_powell_residuals), np.array([3.0, -1.0, 0.0, 1.0]), (), 0.0, "Powell singular"
-    )
+    return mgh("powell-singular")
 
 
-def _double_well_value(x: Float[Array, " n"]) -> Scalar:
-    return x[0] ** 4 / 4 - x[0] ** 2 / 2 + jnp.sum(x[1:] ** 2) / 2
+def _wells_value(x: Float[Array, " n"], wells: Float[Array, " n"]) -> Scalar:
+    return jnp.sum(wells * (x**4 / 4 - x**2 / 2) + (1 - wells) * x**2 / 2)
 
 
-def double_well(n: int = 3, offset: float = 0.0) -> Problem:
-    """x_0^4 / 4 - x_0^2 / 2 + |rest|^2 / 2: a saddle at 0, minima -1/4 at x_0 = +-1.
+def double_well(n: int = 3, offset: float = 0.0, wells: int = 1) -> Problem:
+    """x^4 / 4 - x^2 / 2 in each of the wells, x^2 / 2 in the rest: saddles wherever a well is at 0.
+
+    The minimum is -wells / 4, at +-1 in every well.
 
     Args:
       n: parameters.
-      offset: x_0 at the start; 0 starts exactly on the stable manifold of the saddle.
+      offset: the wells' unknowns at the start; 0 starts exactly on the stable manifold of a saddle.
+      wells: how many unknowns, from the first on: the directions of negative curvature at 0.
+
+    Raises:
+      ValueError: more wells than unknowns.
     """
-    start = np.full(n, 0.5)
-    start[0] = offset
-    return Problem(black_box(_double_well_value), start, (), -0.25, "double well")
+    if not 1 <= wells <= n:
+        msg = f"wells must be 1 to n = {n}; got {wells}."
+        raise ValueError(msg)
+    which = (np.arange(n) < wells).astype(float)
+    start = np.where(which == 1, offset, 0.5)
+    return Problem(
+        black_box(_wells_value), start, (which,), -wells / 4, "double well", solution=which
+    )
 
 
-def _decay_residuals(p: Params, times: Float[Array, " m"], counts: Float[Array, " m"]):
-    return p["amplitude"] * jnp.exp(-p["rate"] * times) + p["floor"] - counts
+def _monkey_value(x: Float[Array, " 2"]) -> Scalar:
+    a, b = x
+    return a**3 - 3 * a * b**2 + (a**2 + b**2) ** 2
 
 
-def exponential_decay(m: int = 60, noise: float = 0.01) -> Problem:
-    """Fit amplitude exp(-rate t) + floor to noisy observations, by least squares."""
-    rng = np.random.default_rng(0)
-    times = np.linspace(0, 4, m)
-    counts = 2.5 * np.exp(-1.3 * times) + 0.5 + noise * rng.standard_normal(m)
-    start = {"amplitude": np.array(1.0), "rate": np.array(1.0), "floor": np.array(0.0)}
-    return Problem(residuals(_decay_residuals), start, (times, counts), None, "exponential decay")
+def monkey_saddle(offset: float = 0.1) -> Problem:
+    """x^3 - 3 x y^2 + |.|^4: a saddle with zero curvature at 0; minimum -27/256 at (-3/4, 0).
+
+    No second-order test sees the way down from 0; two more minima are a third of a turn away.
+
+    Args:
+      offset: distance of the start from 0, along the uphill direction (1, 0) and a tenth across.
+    """
+    start = np.array([offset, offset / 10])
+    return Problem(
+        black_box(_monkey_value),
+        start,
+        (),
+        -27 / 256,
+        "monkey saddle",
+        solution=np.array([-0.75, 0.0]),
+    )
+
+
+def _product_residual(x: Float[Array, " n"]) -> Float[Array, " 1"]:
+    return jnp.prod(x)[None] - 1
+
+
+def product_saddle(n: int = 4, offset: float = 0.1) -> Problem:
+    """(x_1 x_2 ... x_n - 1)^2 / 2, a deep linear network of width 1: flat to order n at 0.
+
+    The minimum 0 is a whole surface; one point of it is ones.
+
+    Args:
+      n: factors, at least 2.
+      offset: every unknown at the start.
+    """
+    if n < 2:
+        msg = f"a product needs n >= 2 factors; got {n}."
+        raise ValueError(msg)
+    return Problem(
+        residuals(_product_residual),
+        np.full(n, offset),
+        (),
+        0.0,
+        f"product of {n} factors",
+        solution=np.ones(n),
+    )
+
+
+def _intensities(
+    x: Float[Array, " n"], rows: Float[Array, "m n"], observed: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    return ((rows @ x) ** 2 - observed) / (2 * observed.size) ** 0.5
+
+
+def phase_retrieval(n: int = 20, m: int | None = None, seed: int = 0) -> Problem:
+    """Recover x up to sign from m intensities (a_i' x)^2: mean square misfit / 4, minimum 0.
+
+    The origin is a maximum or saddle between x and -x. The start is a random point of length 1/2.
+
+    Args:
+      n: unknowns; the truth is a random unit vector.
+      m: observations, 6 n if absent.
+      seed: of the truth, the rows and the start.
+    """
+    m = 6 * n if m is None else m
+    rng = np.random.default_rng(seed)
+    truth, start, rows = rng.standard_normal(n), rng.standard_normal(n), rng.standard_normal((m, n))
+    truth /= np.linalg.norm(truth)
+    return Problem(
+        residuals(_intensities),
+        start / np.linalg.norm(start) / 2,
+        (rows, (rows @ truth) ** 2),
+        0.0,
+        f"phase retrieval, {m} intensities of {n} unknowns",
+        solution=truth,
+    )

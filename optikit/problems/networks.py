@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from optikit import losses
@@ -30,14 +31,56 @@ def initial_layers(key: Key, sizes: Sequence[int]) -> Params:
     ]
 
 
-def mlp_classification(data: str = "digits", hidden: int = 32, l2: float = 1e-4) -> Problem:
-    """A tanh network with one hidden layer under softmax cross-entropy + l2 |params|^2 / 2."""
+def mlp_classification(
+    data: str = "digits", hidden: int = 32, depth: int = 1, l2: float = 1e-4
+) -> Problem:
+    """A tanh network under softmax cross-entropy + l2 |params|^2 / 2.
+
+    Args:
+      data: a data set's name or address, with classes.
+      hidden: units of each hidden layer.
+      depth: hidden layers.
+      l2: coefficient of the penalty, biases included.
+
+    Raises:
+      ValueError: the data has real targets.
+    """
     rows = load(data)
-    sizes = (rows.inputs.shape[1], hidden, rows.classes)
-    penalty = losses.l2(l2) if l2 else None
+    if rows.classes < 2:
+        msg = f"classification needs classes; {data!r} has real targets: use mlp-regression."
+        raise ValueError(msg)
+    sizes = (rows.inputs.shape[1], *[hidden] * depth, rows.classes)
+    return _network(sizes, rows.inputs, rows.targets, losses.softmax_cross_entropy, l2, data)
+
+
+def mlp_regression(
+    data: str = "diabetes", hidden: int = 32, depth: int = 1, l2: float = 1e-4
+) -> Problem:
+    """A tanh network under squared error + l2 |params|^2 / 2, on standardised targets.
+
+    Args:
+      data: a data set's name or address; integer targets are taken as numbers.
+      hidden: units of each hidden layer.
+      depth: hidden layers.
+      l2: coefficient of the penalty, biases included.
+    """
+    rows = load(data)
+    targets = standardised(rows.numbers()[:, None])
+    sizes = (rows.inputs.shape[1], *[hidden] * depth, 1)
+    return _network(sizes, rows.inputs, targets, losses.squared_error, l2, data)
+
+
+def _network(
+    sizes: Sequence[int],
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    loss: losses.Loss,
+    l2: float,
+    data: str,
+) -> Problem:
     return Problem(
-        composite(perceptron, losses.softmax_cross_entropy, penalty=penalty),
+        composite(perceptron, loss, penalty=losses.l2(l2) if l2 else None),
         lambda key: initial_layers(key, sizes),
-        (standardised(rows.inputs), rows.targets),
+        (standardised(inputs), targets),
         description=f"MLP {'-'.join(map(str, sizes))} on {data}",
     )

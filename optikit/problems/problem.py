@@ -22,6 +22,7 @@ class Problem:
       args: the data.
       optimum: the least value where it is known in closed form, else None.
       description: one line for reports.
+      solution: parameters that attain the optimum, where one such point is known, else None.
     """
 
     objective: Objective | Callable[..., Any]
@@ -29,6 +30,7 @@ class Problem:
     args: tuple = ()
     optimum: float | None = None
     description: str = ""
+    solution: Params | None = None
 
     def start(self, key: Key) -> Params:
         """Starting parameters for a seed's key."""
@@ -43,6 +45,7 @@ class Problem:
             objective=as_objective(self.objective),
             params=lambda key: cast_floats(begin(key), dtype),
             args=cast_floats(self.args, dtype),
+            solution=None if self.solution is None else cast_floats(self.solution, dtype),
         )
 
 

@@ -1,56 +1,236 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const axis = document.getElementById("axis");
-  const progress = document.getElementById("progress");
-  const scale = document.getElementById("scale");
-  const palette = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000", "#ee7733", "#009988"];
+  const at = id => document.getElementById(id);
+  const [axis, progress, xscale, yscale, seeds, front, target, size] =
+    ["axis", "progress", "xscale", "yscale", "seeds", "front", "target", "size"].map(at);
+  const palette = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#000000", "#ee7733", "#009988"];
+  const symbols = ["circle", "square", "triangle-up", "diamond", "x", "cross"];
+  const SHOWN_AT_FIRST = 10;
+  const plain = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  const colour = v => palette[v % palette.length];
+  const symbol = v => symbols[Math.floor(v / palette.length) % symbols.length];
+  // second order is drawn through, first order is dotted; the second ten methods in longer dashes
+  const dash = v => [["dot", "solid"], ["dashdot", "longdash"]][Math.floor(v / palette.length) % 2][+data.variants[v].second];
+  const strokes = { solid: "none", dot: "2.5 2.5", longdash: "9 4", dashdot: "6 2.5 2 2.5" };
+  const hidden = new Set(data.variants.map((_, v) => v).filter(v => v >= SHOWN_AT_FIRST));
+  const several = data.problems.some(p => new Set(p.curves.map(c => c.seed)).size > 1);
+  // nothing leaves the page: plotly's own button would upload a chart
+  const config = { responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtonsToRemove: ["sendChartToCloud"] };
+  const grid = "#e8ecf2";
 
   for (const a of data.axes) axis.add(new Option(a.label, a.key));
-  axis.value = "warm";
+  axis.value = data.axes.some(a => a.key === "warm") ? "warm" : data.axes[0]?.key;
+  for (const t of data.targets) target.add(new Option(t.toExponential(), t));
+  target.value = data.target;
+  const sizes = [...new Set(Object.values(data.profiles.ecdf).flatMap(Object.keys))].sort((a, b) => a - b);
+  for (const n of sizes) size.add(new Option(n, n));
+  if (!several) seeds.parentElement.hidden = true;
 
-  // one colour per optimizer, the same on every chart
-  const names = [...new Set(data.problems.flatMap(p => p.curves.map(c => c.name)))];
-  const colour = name => palette[names.indexOf(name) % palette.length];
+  // ---- one legend for all charts: colour is the method, solid lines are second order
+  function drawLegend() {
+    const legend = at("legend");
+    legend.replaceChildren();
+    data.variants.forEach((variant, v) => {
+      const button = document.createElement("button");
+      button.setAttribute("aria-pressed", String(!hidden.has(v)));
+      button.title = variant.second ? "uses curvature" : "first order";
+      button.innerHTML = `<svg width="26" height="8"><line x1="0" x2="26" y1="4" y2="4" stroke="${colour(v)}" stroke-width="2.5" stroke-dasharray="${strokes[dash(v)]}"/></svg>`;
+      button.append(variant.name);
+      button.onclick = () => { hidden.has(v) ? hidden.delete(v) : hidden.add(v); refresh(); };
+      legend.append(button);
+    });
+    if (data.variants.length > 2) {
+      for (const [text, act] of [["all", () => hidden.clear()], ["none", () => data.variants.forEach((_, v) => hidden.add(v))]]) {
+        const button = document.createElement("button");
+        button.textContent = text;
+        button.onclick = () => { act(); refresh(); };
+        legend.append(button);
+      }
+    }
+    at("shown").textContent = hidden.size
+      ? `${data.variants.length - hidden.size} of ${data.variants.length} methods are drawn: choose above.`
+      : "";
+  }
 
-  const charts = data.problems.map(problem => {
+  // ---- charts are drawn when they come into view
+  const drawers = new Map(), dirty = new Set(), visible = new Set();
+  const watch = new IntersectionObserver(entries => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) { visible.add(entry.target); draw(entry.target); } else visible.delete(entry.target);
+    }
+  }, { rootMargin: "300px" });
+  function draw(div) {
+    if (!dirty.delete(div)) return;
+    const [traces, layout] = drawers.get(div)();
+    Plotly.react(div, traces, layout, config);
+  }
+  function chart(div, drawer) { drawers.set(div, drawer); dirty.add(div); watch.observe(div); }
+  function refresh() {
+    drawLegend();
+    at("meaning").textContent = label("meaning") + (data.problems.some(p => p.curves.some(c => !c.cost[axis.value]))
+      ? " Trials of other machines, or with an invalid clock, are not on this axis." : "")
+      + (axis.value.startsWith("count_") ? " Methods that never call it are not on a logarithmic scale." : "");
+    at("leftout").textContent = left();
+    for (const div of drawers.keys()) dirty.add(div);
+    for (const div of visible) draw(div);
+  }
+  const label = field => data.axes.find(a => a.key === axis.value)?.[field] ?? "";
+  const layout = (title, x, y) => ({
+    title: { text: plain(title), x: 0.02, font: { size: 14 } }, showlegend: false, hovermode: "closest",
+    margin: { l: 66, r: 14, t: 34, b: 44 }, plot_bgcolor: "#fff",
+    xaxis: { exponentformat: "power", gridcolor: grid, zeroline: false, ...x },
+    yaxis: { exponentformat: "power", gridcolor: grid, zeroline: false, ...y },
+  });
+  const titled = text => ({ text, font: { size: 12 } });
+
+  // a logarithmic axis has no zero: the start is drawn at half the least positive cost
+  function placed(costs, log) {
+    const least = Math.min(...costs.filter(v => v > 0));
+    return costs.map(v => (log && v === 0 ? (Number.isFinite(least) ? least / 2 : null) : v));
+  }
+
+  // the value each seed had reached at a cost, and what it ended with beyond its last snapshot
+  function quantiles(curves, key, y) {
+    const all = curves.flatMap(c => c.cost[key]).filter(v => v !== null).sort((a, b) => a - b);
+    const wanted = 100, xs = [];
+    for (let i = 0; i < wanted; i++) xs.push(all[Math.floor(i * (all.length - 1) / (wanted - 1))]);
+    const costs = [...new Set(xs)];
+    const quantile = (sorted, q) => {
+      const h = (sorted.length - 1) * q, i = Math.floor(h);
+      const low = Math.max(sorted[i], 1e-300), high = Math.max(sorted[Math.min(i + 1, sorted.length - 1)], 1e-300);
+      return low * (high / low) ** (h - i);
+    };
+    const at = curves.map(() => 0);
+    const rows = costs.map(x => curves.map((c, s) => {
+      while (at[s] + 1 < c.cost[key].length && c.cost[key][at[s] + 1] <= x) at[s]++;
+      return c[y][at[s]] ?? Infinity;
+    }).sort((a, b) => a - b));
+    const column = q => rows.map(r => { const v = quantile(r, q); return Number.isFinite(v) ? v : null; });
+    return { x: costs, low: column(0.1), mid: column(0.5), high: column(0.9) };
+  }
+
+  function convergence(problem) {
+    const key = axis.value, y = progress.value, log = xscale.value === "log";
+    const traces = [];
+    const points = problem.fronts[key] ?? [];
+    if (front.checked && y === "gap" && points.length) {
+      traces.push({ name: "Pareto front", x: placed(points.map(p => p[0]), log), y: points.map(p => p[1]), mode: "lines",
+        line: { color: "rgba(120,130,145,.28)", width: 9, shape: "hv" }, hoverinfo: "skip" });
+    }
+    const chosen = problem.curves.filter(c => !hidden.has(c.v) && c.cost[key]);
+    for (const v of new Set(chosen.map(c => c.v))) {
+      const own = chosen.filter(c => c.v === v), name = plain(data.variants[v].name);
+      const style = { color: colour(v), width: 1.8, dash: dash(v) };
+      const tip = "%{y:.2e} at %{x:.4g}<extra>%{fullData.name}</extra>";
+      if (own.length > 1 && seeds.value === "band") {
+        const q = quantiles(own, key, y), x = placed(q.x, log);
+        traces.push({ x, y: q.low, mode: "lines", line: { width: 0, shape: "hv" }, hoverinfo: "skip", name: "band" });
+        traces.push({ x, y: q.high, mode: "lines", line: { width: 0, shape: "hv" }, fill: "tonexty", fillcolor: colour(v) + "26", hoverinfo: "skip", name: "band" });
+        traces.push({ name, x, y: q.mid, mode: "lines", line: { ...style, shape: "hv" }, hovertemplate: tip });
+      } else {
+        for (const c of own) {
+          traces.push({ name: own.length > 1 ? `${name} · seed ${c.seed}` : name, x: placed(c.cost[key], log), y: c[y],
+            mode: own.length > 3 ? "lines" : "lines+markers", marker: { size: 4, symbol: symbol(v) },
+            line: own.length > 3 ? { ...style, width: 1 } : style, hovertemplate: tip });
+        }
+      }
+    }
+    const reach = progress.value === "gap" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: +target.value, y1: +target.value, line: { color: "#9aa5b4", width: 1, dash: "dash" } }] : [];
+    return [traces, { ...layout(problem.label,
+      { title: titled(label("label")), type: xscale.value },
+      { title: titled(progress.selectedOptions[0].text), type: yscale.value }), shapes: reach }];
+  }
+
+  function profile(kind, title, xtitle, ytitle, pick) {
+    return () => {
+      const found = (pick(data.profiles[kind][axis.value] ?? {}) ?? []).filter(s => !hidden.has(s.v));
+      const last = Math.max(...found.flatMap(s => s.x), 1);
+      const first = Math.min(...found.flatMap(s => s.x).filter(v => v > 0), last);
+      const traces = found.map(s => ({
+        name: plain(data.variants[s.v].name),
+        x: [first / 1.5, ...s.x.map(v => (v > 0 ? v : first / 1.5)), last * 1.5], y: [0, ...s.y, s.y.at(-1) ?? 0],
+        mode: "lines", line: { color: colour(s.v), width: 1.8, dash: dash(s.v), shape: "hv" },
+        hovertemplate: "%{y:.0%} within %{x:.3g}<extra>%{fullData.name}</extra>",
+      }));
+      return [traces, layout(title, { title: titled(xtitle()), type: "log" },
+        { title: titled(ytitle), range: [-0.03, 1.03], tickformat: ".0%" })];
+    };
+  }
+  const left = () => {
+    const names = data.profiles.left[axis.value] ?? [];
+    return names.length ? `Not in the first two charts: ${names.slice(0, 4).join("; ")}${names.length > 4 ? "; …" : ""}.` : "";
+  };
+
+  function tuned(name) {
+    const found = data.tuning.filter(t => t.problem === name);
+    const traces = found.map((t, i) => ({
+      name: plain(t.optimizer), x: t.k, y: t.expected, mode: "lines+markers", marker: { size: 5 },
+      line: { color: palette[i % palette.length], width: 1.8 }, customdata: t.reached,
+      hovertemplate: "best of %{x}: %{y:.4g}, target met in %{customdata:.0%}<extra>%{fullData.name}</extra>",
+    }));
+    return [traces, { ...layout(name, { title: titled("settings tried, k"), rangemode: "tozero" },
+      { title: titled(`expected ${found[0].axis} to ${found[0].target}`), type: "log" }),
+      showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right", font: { size: 11 } } }];
+  }
+
+  for (const problem of data.problems) {
     const div = document.createElement("div");
     div.className = "chart";
     div.dataset.problem = problem.label;
-    document.getElementById("charts").append(div);
-    return div;
-  });
-
-  function draw() {
-    const key = axis.value, y = progress.value, log = scale.value === "log";
-    const chosen = data.axes.find(a => a.key === key);
-    document.getElementById("meaning").textContent = chosen.meaning;
-    data.problems.forEach((problem, i) => {
-      const traces = problem.curves.map(curve => {
-        // a logarithmic axis has no zero: the start is drawn half a snapshot before the second
-        const cost = curve.cost[key];
-        const least = Math.min(...cost.filter(v => v > 0));
-        return {
-          name: curve.name.replaceAll("<", "&lt;"),
-          x: cost.map(v => (log && v === 0 && Number.isFinite(least) ? least / 2 : v)),
-          y: curve[y],
-          mode: "lines+markers",
-          marker: { size: 4 },
-          line: { color: colour(curve.name), width: 2, dash: curve.second ? "solid" : "dot" },
-          hovertemplate: "%{y:.2e} at %{x:.4g}<extra>%{fullData.name}</extra>",
-        };
-      });
-      Plotly.react(charts[i], traces, {
-        title: { text: problem.label.replaceAll("<", "&lt;"), x: 0.02, font: { size: 15 } },
-        margin: { l: 64, r: 12, t: 40, b: 48 },
-        xaxis: { title: { text: chosen.label }, type: log ? "log" : "linear", exponentformat: "power", gridcolor: "#e8ecf2" },
-        yaxis: { type: "log", exponentformat: "power", gridcolor: "#e8ecf2", title: { text: progress.selectedOptions[0].text } },
-        legend: { font: { size: 11 }, orientation: "h", y: -0.2 },
-        plot_bgcolor: "#fff",
-      }, { responsive: true, displaylogo: false });
-    });
+    at("charts").append(div);
+    chart(div, () => convergence(problem));
   }
+  const byTarget = of => of[Object.keys(of).find(t => +t === +target.value)];
+  chart(at("performance"), profile("performance", "Performance profile", () => `${label("label")}, multiple of the least`, "share of problems", byTarget));
+  chart(at("data-profile"), profile("data", "Data profile", () => `${label("label")} / (n + 1)`, "share of problems", byTarget));
+  chart(at("ecdf"), profile("ecdf", "Targets met", () => label("label"), "share of targets", of => of[size.value]));
+  for (const name of new Set(data.tuning.map(t => t.problem))) {
+    const div = document.createElement("div");
+    div.className = "chart";
+    div.dataset.tuned = name;
+    at("tuning").append(div);
+    chart(div, () => tuned(name));
+  }
+  for (const control of [axis, progress, xscale, yscale, seeds, front, target, size]) control.addEventListener("change", refresh);
+  refresh();
 
-  for (const control of [axis, progress, scale]) control.addEventListener("change", draw);
-  draw();
+  // ---- the table of trials
+  const { columns, rows } = data.trials, step = 100;
+  let sorted = { column: -1, up: true }, shownRows = step;
+  const numeric = columns.map((_, i) => rows.every(r => r[i] === null || typeof r[i] === "number"));
+  const head = at("trials").tHead.insertRow();
+  columns.forEach((name, i) => {
+    const cell = document.createElement("th"), button = document.createElement("button");
+    button.textContent = name;
+    button.onclick = () => { sorted = { column: i, up: sorted.column === i ? !sorted.up : true }; table(); };
+    cell.append(button);
+    head.append(cell);
+  });
+  function table() {
+    const words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    let found = rows.filter(r => { const text = r.join(" ").toLowerCase(); return words.every(w => text.includes(w)); });
+    const { column, up } = sorted;
+    if (column >= 0) {
+      // what is missing comes last, whichever way
+      const order = (a, b) => (a === null ? 1 : 0) - (b === null ? 1 : 0) || (up ? 1 : -1) * (numeric[column] ? a - b : String(a).localeCompare(String(b)));
+      found = [...found].sort((a, b) => order(a[column], b[column]));
+    }
+    [...head.cells].forEach((cell, i) => cell.setAttribute("aria-sort", i !== column ? "none" : up ? "ascending" : "descending"));
+    const body = at("trials").tBodies[0];
+    body.replaceChildren();
+    for (const row of found.slice(0, shownRows)) {
+      const line = body.insertRow();
+      row.forEach((value, i) => {
+        const cell = line.insertCell();
+        if (numeric[i]) cell.className = "n";
+        cell.textContent = value === null ? "-" : typeof value === "number" && (Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3)) ? value.toExponential(2) : value;
+      });
+    }
+    at("counted").textContent = `${Math.min(shownRows, found.length)} of ${found.length} trials shown${found.length < rows.length ? ` (${rows.length} in all)` : ""}`;
+    at("more").hidden = found.length <= shownRows;
+  }
+  at("filter").addEventListener("input", () => { shownRows = step; table(); });
+  at("more").addEventListener("click", () => { shownRows += 5 * step; table(); });
+  table();
 })();

@@ -1,27 +1,28 @@
-"""One HTML file with everything in it: curves on any axis, table, environment, configuration.
+"""One HTML file with everything in it: curves on any axis, profiles, tables, how it was made.
 
-The plotting library is inlined once, the data once, as JSON; a few lines of script draw a chart per
-problem and redraw it when another axis is chosen. No network is needed to read it. Everything that
-comes from a study (labels, messages) is escaped.
+The plotting library is inlined once, the data once, as JSON; a script draws what comes into view
+and redraws it when another axis is chosen. No network is needed to read it, and the page's own
+policy forbids it any. Everything that comes from a study (labels, messages) is escaped.
 """
 
 import html
 import json
-import math
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optikit
 from optikit.bench import store
-from optikit.bench.axes import AXES, compile_seconds, known_axes
-from optikit.bench.plan import Job
-from optikit.bench.report.table import COLUMNS, Summary
-from optikit.bench.score import ProblemScore
+from optikit.bench.job import Job
+from optikit.bench.report.content import all_fronts, content
+from optikit.bench.report.standings import ratings_table, standings_tables
+from optikit.bench.report.table import Summary
+from optikit.bench.score import Curve, ProblemScore
 from optikit.bench.spec import Study
 from optikit.bench.store import Record
+from optikit.bench.tuning import Tuned, tuning_report
 
-FLOOR = 1e-17
-"""Gaps of zero are drawn here: a logarithmic axis has no zero."""
+_HERE = pathlib.Path(__file__).parent
 
 
 def write_page(
@@ -35,61 +36,47 @@ def write_page(
     """Write the page, replacing an older one only when it is complete."""
     from plotly.offline import get_plotlyjs
 
-    template = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    script = (pathlib.Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     environments = [r.facts["environment"] for r in records.values() if "environment" in r.facts]
+    tuned, fronts = tuning_report(study, problems), all_fronts(problems)
     fill = {
         "TITLE": html.escape(study.name),
-        "VERDICTS": "".join(f"<li>{html.escape(v)}</li>" for v in summary.verdicts),
-        "WARNINGS": _warnings(environments, summary),
-        "TARGET": f"{summary.target:g}",
-        "TABLE": _table(summary),
-        "PROBLEMS": _problem_notes(problems),
-        "COMPILE": _compile_table(problems),
-        "ENVIRONMENT": _environment(environments),
-        "STUDY": html.escape(study.model_dump_json(indent=2)),
         "COUNT": f"{sum(job.kind == 'trial' for job in jobs)}",
+        "NUMBER": f"{len(problems)}",
+        "WARNINGS": _warnings(environments, problems, summary),
+        "VERDICTS": _verdicts(summary),
+        "TARGET": f"{summary.target:g}",
+        "RATINGS": ratings_table(problems, summary.target, study.reference),
+        "STANDINGS": standings_tables(problems, summary.target, fronts),
+        "TUNING": _tuning(tuned),
+        "FAILURES": _failures(summary),
+        "PROBLEMS": "".join(_problem(problem) for problem in problems),
+        "CERTIFICATES": _certificates(problems),
+        "ENVIRONMENT": _environments(environments),
+        "STUDY": html.escape(study.model_dump_json(indent=2)),
         "VERSION": html.escape(optikit.__version__),
-        "DATA": _script_safe(_data(problems)),
+        "DATA": _script_safe(content(problems, study.targets, summary.target, tuned, fronts)),
         "PLOTLY": get_plotlyjs(),
-        "SCRIPT": script,
+        "SCRIPT": (_HERE / "page.js").read_text(encoding="utf-8"),
     }
-    for name, text in fill.items():
-        template = template.replace(f"<!--{name}-->", text, 1)
-    store.write_atomically(path, template.encode())
+    # in one pass over the template: what is filled in is never searched for places
+    before, *places = (_HERE / "page.html").read_text(encoding="utf-8").split("<!--")
+    parts = [before]
+    for place in places:
+        name, _, after = place.partition("-->")
+        parts += [fill[name], after]
+    store.write_atomically(path, "".join(parts).encode())
 
 
-def _data(problems: list[ProblemScore]) -> dict[str, Any]:
-    """What the script draws."""
-    axes = known_axes(curve.costs for problem in problems for curve in problem.curves)
-    return {
-        "axes": [{"key": a.key, "label": a.label, "meaning": a.meaning} for a in axes],
-        "problems": [
-            {
-                "label": problem.label,
-                "curves": [
-                    {
-                        "name": curve.variant
-                        + (f" · seed {curve.seed}" if _several_seeds(problem) else ""),
-                        "gap": [_finite(max(g, FLOOR)) for g in curve.gaps],
-                        "grad": [_finite(g) for g in curve.grad_norms],
-                        "cost": {k: [_finite(x) for x in v] for k, v in curve.costs.items()},
-                        "second": curve.second_order,
-                    }
-                    for curve in problem.curves
-                ],
-            }
-            for problem in problems
-        ],
-    }
-
-
-def _several_seeds(problem: ProblemScore) -> bool:
-    return len({curve.seed for curve in problem.curves}) > 1
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None
+def _verdicts(summary: Summary) -> str:
+    """The sentences; all but the first and those about everything fold away where they are many."""
+    items = [f"<li>{html.escape(v)}</li>" for v in summary.verdicts]
+    first, rest, last = items[:4], items[4:-2], items[4:][-2:]
+    if not rest:
+        return f"<ul class=verdicts>{''.join(items)}</ul>"
+    return (
+        f"<ul class=verdicts>{''.join(first + last)}</ul><details><summary>{len(rest)} more "
+        f"verdicts</summary><ul class=verdicts>{''.join(rest)}</ul></details>"
+    )
 
 
 def _script_safe(data: Any) -> str:
@@ -98,44 +85,64 @@ def _script_safe(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _table(summary: Summary) -> str:
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """An HTML table of cells that are escaped already."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f"<div class=scroll><table>{inside}</table></div>"
+
+
+def _tuning(tuned: list[Tuned]) -> str:
+    """Best-of-k charts (drawn by the script), and what was chosen, with every doubt."""
+    if not tuned:
+        return ""
     rows = []
-    for row in summary.rows:
-        name = row["optimizer"] + (f" · seed {row['seed']}" if row["several_seeds"] else "")
-        gap = "-" if row["gap"] is None else f"{row['gap']:.1e}"
-        cells = [_cell(row[column]) for column in COLUMNS]
-        rows.append(
-            f"<tr><td>{html.escape(row['problem'])}</td><td>{html.escape(name)}</td>"
-            f"<td class=n>{gap}</td>{''.join(cells)}"
-            f"<td>{html.escape(row['status'].lower().replace('_', ' '))}</td></tr>"
+    for t in tuned:
+        chosen = ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}"
+                           for k, v in t.searched.items())  # fmt: skip
+        ks = [b for b in t.curve if b.k in (1, 5, 20)] or t.curve[-1:]
+        best = "; ".join(f"k = {b.k}: {b.expected:.3g} ({b.reached:.0%})" for b in ks)
+        cells = (
+            t.problem,
+            t.optimizer,
+            chosen,
+            best,
+            f"{t.charge[t.axis]:.3g}",
+            "; ".join(t.flags),
         )
-    rows += [
-        f"<tr class=bad><td colspan=10>{html.escape(f'failed: {title}: {reason}')}</td></tr>"
-        for title, reason in summary.failures
-    ]
-    heads = "".join(f"<th>{html.escape(AXES[column].label)}</th>" for column in COLUMNS)
+        rows.append(map(html.escape, cells))
+    axis = html.escape(tuned[0].axis)
     return (
-        "<table><thead><tr><th>problem</th><th>optimizer</th><th>best gap</th>"
-        f"{heads}<th>ended</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "<h2>Tuning</h2><p class=note>Expected cost of the best of k settings, drawn without "
+        "replacement from those tried, where it meets the target; in parentheses how often one "
+        "does. The seeds of tuning are none of the report's.</p>"
+        '<div class="charts" id="tuning"></div>'
+        + _table(
+            ("problem", "optimizer", "chosen", f"best of k, {axis}", f"{axis} spent", "doubts"),
+            rows,
+        )
     )
 
 
-def _cell(x: float | None) -> str:
-    return "<td class=n>-</td>" if x is None else f"<td class=n>{x:.4g}</td>"
+def _failures(summary: Summary) -> str:
+    if not summary.failures:
+        return ""
+    items = "".join(
+        f"<tr class=bad><td>{html.escape(title)}</td><td>{html.escape(reason)}</td></tr>"
+        for title, reason in summary.failures
+    )
+    return f"<h3>Failed</h3><div class=scroll><table><tbody>{items}</tbody></table></div>"
 
 
-def _problem_notes(problems: list[ProblemScore]) -> str:
-    items = []
-    for problem in problems:
-        facts = problem.facts
-        items.append(
-            f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
-            f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
-            f"({html.escape(problem.optimum_source)}). At the reference solution: "
-            f"{html.escape(facts['reference']['certificate'])} "
-            f"{_prices(facts['prices'])}</li>"
-        )
-    return "".join(items)
+def _problem(problem: ProblemScore) -> str:
+    facts = problem.facts
+    return (
+        f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
+        f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
+        f"({html.escape(problem.optimum_source)}). At the reference solution: "
+        f"{html.escape(facts['reference']['certificate'])} {_prices(facts['prices'])}</li>"
+    )
 
 
 def _prices(prices: dict[str, float]) -> str:
@@ -146,40 +153,44 @@ def _prices(prices: dict[str, float]) -> str:
     return f"One gradient takes {unit * 1e6:.3g} µs; in gradients: {html.escape(', '.join(parts))}."
 
 
-def _compile_table(problems: list[ProblemScore]) -> str:
+def _certificates(problems: Sequence[ProblemScore]) -> str:
+    """What kind of point each method ended at: one row for trials that say the same."""
     rows = []
     for problem in problems:
+        same: dict[tuple[str, str], list[Curve]] = {}
         for curve in problem.curves:
-            stages = curve.facts["seconds"]
-            memory = curve.facts["memory_bytes"]
-            rows.append(
-                f"<tr><td>{html.escape(problem.label)}</td><td>{html.escape(curve.variant)}</td>"
-                + "".join(
-                    f"<td class=n>{stages[s]:.3f}</td>" for s in ("trace", "lower", "compile")
-                )
-                + f"<td class=n>{compile_seconds(curve.facts):.3f}</td>"
-                + f"<td class=n>{'-' if memory is None else f'{memory / 2**20:.2f}'}</td></tr>"
-            )
-    return (
-        "<table><thead><tr><th>problem</th><th>optimizer</th><th>trace s</th><th>lower s</th>"
-        f"<th>compile s</th><th>sum s</th><th>program MiB</th></tr></thead><tbody>{''.join(rows)}"
-        "</tbody></table>"
-    )
+            kind = (curve.facts.get("certificate") or {}).get("kind", "not examined")
+            same.setdefault((curve.variant, kind), []).append(curve)
+        for (variant, kind), curves in same.items():
+            said = (curves[0].facts.get("certificate") or {}).get("message", "")
+            seeds = ", ".join(str(c.seed) for c in curves[:8]) + (" …" if len(curves) > 8 else "")
+            cells = (problem.label, variant, seeds, kind.replace("-", " "), said)
+            rows.append(map(html.escape, cells))
+    return _table(("problem", "optimizer", "seeds", "final point", "evidence (first seed)"), rows)
 
 
-def _environment(environments: list[dict[str, Any]]) -> str:
-    if not environments:
-        return ""
-    first = environments[0]
-    rows = []
-    for key, value in first.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) or "none"
-        rows.append(f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
+def _environments(environments: list[dict[str, Any]]) -> str:
+    """One table per machine and set-up."""
+    machines: dict[str, list[dict[str, Any]]] = {}
+    for environment in environments:
+        machines.setdefault(environment.get("machine", ""), []).append(environment)
+    parts = []
+    for machine, same in machines.items():
+        rows = []
+        for key, value in same[0].items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) or "none"
+            rows.append(f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>")
+        parts.append(
+            f"<h3>machine {html.escape(machine)}, {len(same)} records</h3>"
+            f"<table>{''.join(rows)}</table>"
+        )
+    return "".join(parts)
 
 
-def _warnings(environments: list[dict[str, Any]], summary: Summary) -> str:
+def _warnings(
+    environments: list[dict[str, Any]], problems: Sequence[ProblemScore], summary: Summary
+) -> str:
     notes = []
     machines = {e["machine"] for e in environments}
     if len(machines) > 1:
@@ -187,10 +198,12 @@ def _warnings(environments: list[dict[str, Any]], summary: Summary) -> str:
             f"These records come from {len(machines)} different machines or set-ups: times are not "
             "comparable between them."
         )
-    loads = [e["load"] for e in environments if e.get("load") is not None and e.get("cores")]
-    busy = [e for e in environments if e.get("load") and e["load"] > 1.5 * (e["cores"] or 1)]
-    if loads and len(busy) > len(environments) / 4:
+    busy = [e for e in environments if e.get("load") and e["load"] > 1.5 * (e.get("cores") or 1)]
+    if len(busy) > len(environments) / 4:
         notes.append("The machine was busy with other work during many trials: times are noisy.")
+    invalid = sum(bool(c.facts.get("invalid")) for p in problems for c in p.curves)
+    if invalid:
+        notes.append(f"{invalid} trials have an invalid clock and are on no axis of time.")
     if summary.failures:
-        notes.append(f"{len(summary.failures)} jobs failed; see the table.")
+        notes.append(f"{len(summary.failures)} jobs failed; see below the trials.")
     return "".join(f"<p class=warning>{html.escape(note)}</p>" for note in notes)

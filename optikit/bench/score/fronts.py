@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from optikit.bench.score.curves import ProblemScore
-from optikit.bench.score.reach import Ratio, cost_ratio, median_cost, reaches
+from optikit.bench.score.reach import Ratio, cost_ratio, reaches, typical
 
 
 class FrontPoint(NamedTuple):
@@ -69,7 +69,7 @@ def standings(problem: ProblemScore, target: float, axis: str) -> list[Standing]
         for variant in dict.fromkeys(curve.variant for curve in problem.curves)
         if (found := reaches([problem], target, axis, variant))
     }
-    costs = {variant: median_cost(found).estimate for variant, found in trials.items()}
+    costs = {variant: typical(found) for variant, found in trials.items()}
     order = sorted(costs, key=lambda variant: costs[variant])
     placed: list[Standing] = []
     leader = ""  # of the current place

@@ -8,6 +8,7 @@ References: Wilson (1927), J. Am. Stat. Assoc. 22; Efron & Tibshirani (1993), ch
 (2015), The American Statistician 69, section 4.1 (expanded percentiles).
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -73,11 +74,17 @@ def multiplicities(
 
     Returns: (resamples, units); the columns of one group are equal.
     """
-    names = list(dict.fromkeys(groups))
-    column = np.array([names.index(group) for group in groups], dtype=int)
-    shares = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), shares, size=resamples)
-    return drawn[:, column]
+    index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    return _drawn(len(index), resamples, seed)[:, [index[group] for group in groups]]
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(count: int, resamples: int, seed: int) -> np.ndarray:
+    """Multiplicities of groups; a report asks for the same ones hundreds of times."""
+    shares = np.full(count, 1 / count)
+    drawn = np.random.default_rng(seed).multinomial(count, shares, size=resamples)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bootstrap(

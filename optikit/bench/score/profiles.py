@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optikit.bench.score.curves import ProblemScore
-from optikit.bench.score.reach import reach, reaches
+from optikit.bench.score.reach import reach, reaches, typical
 
 HORIZON = 100.0
 """Ratios to the best beyond this count as unsolved in the area under a performance profile."""
@@ -75,7 +75,7 @@ def cost_table(problems: Sequence[ProblemScore], target: float, axis: str) -> Co
                     f"{axis} unknown on {problem.label}" if ran else f"not run on {problem.label}"
                 )
                 break
-            column.append(float(np.median([t.cost for t in found])))
+            column.append(typical(found))
         if reason:
             left_out.append((solver, reason))
         else:

@@ -1,8 +1,9 @@
 """When a target was reached, as interval-censored data, and what follows: shares, times, ratios.
 
 A target is first met somewhere between two snapshots, so the cost of meeting it is known within an
-interval; on the warm axis that interval also holds the spread of the clock. Where the target was
-not met the cost is only known to exceed what the trial spent (right-censored).
+interval. Where it was not met the cost is only known to exceed what the trial spent
+(right-censored). A clock adds a spread of its own, which matters where a single trial is all there
+is: between several trials it shows as their differences.
 """
 
 import math
@@ -29,6 +30,7 @@ class Reach(NamedTuple):
       cost: at the first snapshot that met it; infinite if none did, NaN if the axis is unknown.
       lower, upper: the cost of meeting it is at least `lower` and at most `upper` (infinite if it
         was not met: then `lower` is what was spent).
+      fastest, slowest: the same with the clock's spread on the warm axis.
       spent: what the trial cost until it met the target, or in all.
     """
 
@@ -42,6 +44,8 @@ class Reach(NamedTuple):
     cost: float
     lower: float
     upper: float
+    fastest: float
+    slowest: float
     spent: float
 
 
@@ -56,22 +60,24 @@ def reach(curve: Curve, target: float, axis: str, *, group: str = "") -> Reach:
     found = next((i for i, gap in enumerate(curve.gaps) if gap <= target), None)
     made = Reach(
         curve.problem, group or curve.problem, curve.variant, curve.seed, curve.machine, axis,
-        reached=found is not None, cost=math.inf, lower=costs[-1], upper=math.inf, spent=costs[-1],
+        reached=found is not None, cost=math.inf, lower=costs[-1], upper=math.inf,
+        fastest=spread[-1][0], slowest=math.inf, spent=costs[-1],
     )  # fmt: skip
     if axis in MACHINE_AXES and curve.facts.get("invalid"):
-        nothing = math.nan  # a throttled or shared clock is no clock
-        return made._replace(cost=nothing, lower=nothing, upper=nothing, spent=nothing)
+        return made._replace(**dict.fromkeys(made._fields[-6:], math.nan))  # no clock at all
     if found is None:
-        return made._replace(lower=spread[-1][0])
-    before = max(found - 1, 0)
-    if found == 0 or steps[found] - steps[before] <= 1:
-        lower = spread[found][0]
-    elif axis == "steps":
-        lower = steps[before] + 1
-    else:
-        lower = spread[before][0]
-    cost = costs[found]
-    return made._replace(cost=cost, lower=min(lower, cost), upper=spread[found][1], spent=cost)
+        return made
+    exact = found == 0 or steps[found] - steps[found - 1] <= 1
+    before = found if exact else found - 1
+    cost, lower = costs[found], costs[before]
+    return made._replace(
+        cost=cost,
+        lower=lower if exact or axis != "steps" else lower + 1,
+        upper=cost,
+        fastest=min(spread[before][0], lower),
+        slowest=max(spread[found][1], cost),
+        spent=cost,
+    )
 
 
 def reaches(
@@ -136,13 +142,19 @@ def median_cost(trials: Sequence[Reach]) -> Interval:
 
     The groups are families of problems if there are several, else problems, else trials.
     """
+    lower, upper = _bounds(trials)
     return bootstrap(
         median,
         [t.cost for t in trials],
-        low=[t.lower if t.reached else math.inf for t in trials],
-        high=[t.upper for t in trials],
+        low=[x if t.reached else math.inf for t, x in zip(trials, lower, strict=True)],
+        high=upper,
         groups=_clusters(trials),
     )
+
+
+def typical(trials: Sequence[Reach]) -> float:
+    """The median cost alone; infinite where most trials missed, or where there are none."""
+    return float(np.median([t.cost for t in trials])) if trials else math.inf
 
 
 def expected_running_time(trials: Sequence[Reach]) -> Interval:
@@ -155,6 +167,7 @@ def expected_running_time(trials: Sequence[Reach]) -> Interval:
     Softw. 36.
     """
     reached = np.array([t.reached for t in trials], float)
+    lower, upper = _bounds(trials)
 
     def ratio(spent: np.ndarray, weights: np.ndarray) -> np.ndarray:
         total, successes = weights @ spent, weights @ reached
@@ -163,8 +176,8 @@ def expected_running_time(trials: Sequence[Reach]) -> Interval:
     return bootstrap(
         ratio,
         [t.spent for t in trials],
-        low=[t.lower for t in trials],
-        high=[t.upper if t.reached else t.spent for t in trials],
+        low=lower,
+        high=[x if t.reached else t.spent for t, x in zip(trials, upper, strict=True)],
         groups=_clusters(trials),
     )
 
@@ -196,13 +209,13 @@ def cost_ratio(first: Sequence[Reach], second: Sequence[Reach], *, level: float 
 
     Each problem counts once, whatever its number of seeds. Resampled are families of problems where
     there are several, else problems, else seeds: a claim reaches as far as what was resampled. The
-    interval also holds what snapshots and clock leave open. Read it beside the counts of pairs that
-    only one solved, which it leaves out.
+    interval also holds what the snapshots leave open, and for a single pair the clock. Read it
+    beside the counts of pairs that only one solved, which it leaves out.
 
     Example:
       >>> from optikit.bench.score.reach import Reach
       >>> def run(seed, cost):
-      ...     return Reach("p", "p", "v", seed, "", "steps", True, cost, cost, cost, cost)
+      ...     return Reach("p", "p", "v", seed, "", "steps", True, *[cost] * 6)
       >>> found = cost_ratio([run(s, 20 + s) for s in range(8)], [run(s, 10) for s in range(8)])
       >>> round(found.interval.estimate, 1), found.separable, found.unit
       (2.3, True, 'seed')
@@ -210,16 +223,17 @@ def cost_ratio(first: Sequence[Reach], second: Sequence[Reach], *, level: float 
     partner = {(t.problem, t.seed): t for t in second}
     pairs = [(a, partner[a.problem, a.seed]) for a in first if (a.problem, a.seed) in partner]
     joint = [(a, b) for a, b in pairs if a.reached and b.reached]
+    (low_a, high_a), (low_b, high_b) = (_bounds([pair[i] for pair in joint]) for i in (0, 1))
     logs = np.array(
         [
-            (
-                log_ratio(a.cost, b.cost, a.axis),
-                log_ratio(a.lower, b.upper, a.axis),
-                log_ratio(a.upper, b.lower, a.axis),
+            [log_ratio(x, y, joint[0][0].axis) for x, y in zip(*columns, strict=True)]
+            for columns in (
+                ([a.cost for a, _ in joint], [b.cost for _, b in joint]),
+                (low_a, high_b),
+                (high_a, low_b),
             )
-            for a, b in joint
         ]
-    ).reshape(-1, 3)
+    ).T
     unit = _unit([a for a, _ in joint])
     values, groups = logs, None
     if unit in ("group", "problem"):
@@ -244,8 +258,10 @@ def cost_ratio(first: Sequence[Reach], second: Sequence[Reach], *, level: float 
 
 def log_ratio(a: float, b: float, axis: str) -> float:
     """log(a / b); two costs of zero are equal, one alone counts as the smallest unit."""
-    least = _FREE.get(axis, 1.0)
-    return 0.0 if a == b else math.log(max(a, least) / max(b, least))
+    if a == b:
+        return 0.0
+    least = min(_FREE.get(axis, 1.0), max(a, b))
+    return math.log((a or least) / (b or least))
 
 
 def _exp(x: float) -> float:
@@ -261,6 +277,13 @@ def _unit(trials: Sequence[Reach]) -> str:
         if len(values) > 1:
             return unit
     return "none"
+
+
+def _bounds(trials: Sequence[Reach]) -> tuple[list[float], list[float]]:
+    """What is known of each cost: with the clock's spread if there is but one trial."""
+    if len(trials) == 1:
+        return [trials[0].fastest], [trials[0].slowest]
+    return [t.lower for t in trials], [t.upper for t in trials]
 
 
 def _clusters(trials: Sequence[Reach]) -> list[Hashable]:

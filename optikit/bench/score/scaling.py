@@ -12,7 +12,7 @@ import numpy as np
 
 from optikit.bench.score.curves import ProblemScore
 from optikit.bench.score.intervals import LEVEL, RESAMPLES, Interval
-from optikit.bench.score.reach import Ratio, cost_ratio, median_cost, reaches
+from optikit.bench.score.reach import Ratio, cost_ratio, reaches, typical
 
 
 class Sweep(NamedTuple):
@@ -78,7 +78,7 @@ def exponents(sweep: Sweep, target: float, axis: str) -> list[Exponent]:
         missed: list[float] = []
         for size, problem in zip(sweep.sizes, sweep.problems, strict=True):
             trials = reaches([problem], target, axis, variant)
-            cost = median_cost(trials).estimate if trials else math.nan
+            cost = typical(trials)
             if math.isfinite(cost) and cost > 0:
                 costs[size] = cost
             elif trials:

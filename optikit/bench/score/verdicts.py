@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from optikit.bench.score.curves import ProblemScore
+from optikit.bench.score.fronts import front, standings
 from optikit.bench.score.intervals import LEVEL
-from optikit.bench.score.rating import rating_table, ratings
-from optikit.bench.score.reach import Ratio, Reach, cost_ratio, median_cost, on_one_machine, reaches
+from optikit.bench.score.rating import LIMIT, rating_table, ratings
+from optikit.bench.score.reach import (
+    MACHINE_AXES,
+    Ratio,
+    Reach,
+    cost_ratio,
+    on_one_machine,
+    reaches,
+    typical,
+)
 from optikit.bench.score.scaling import Crossover, Sweep, crossover, exponents, sweeps
 
 SPOKEN = {
@@ -37,38 +46,57 @@ def verdicts(
     """What each problem says, each sweep, all problems together; and what was left out."""
     chosen, note = on_one_machine(problems)
     told = [verdict(problem, target) for problem in chosen if problem.curves]
-    told += [sentence for sweep in sweeps(chosen) if (sentence := scaling_verdict(sweep, target))]
+    for sweep in sweeps(chosen):
+        axes = dict.fromkeys((main_axis(sweep.problems), "gradients"))
+        told += [said for axis in axes if (said := scaling_verdict(sweep, target, axis))]
     told += [overall] if (overall := rating_verdict(chosen, target, reference)) else []
     return told + ([note] if note else [])
 
 
 def verdict(problem: ProblemScore, target: float) -> str:
-    """What one problem says: which order is ahead in what, with what confidence, and who missed."""
+    """What one problem says: which order is ahead in what, with what confidence, and who missed.
+
+    In warm seconds where they were measured, else in the first axis that was.
+    """
     (problem,), note = on_one_machine([problem])
+    axis = main_axis([problem])
     seeds = len({curve.seed for curve in problem.curves})
     where = f"On {problem.label}"
-    rivals = {axis: _rivals(problem, target, axis) for axis in SPOKEN}
-    second, first = rivals["warm"]
     missed = _missed(problem, target)
-    tail = f" Not within the budget: {_listed(missed)}." if missed else ""
-    tail += f" {note}" if note else ""
+    tails = [f"Not within the budget: {_listed(missed)}."] if missed else []
+    tails += [note] if note else []
+    second, first = _rivals(problem, target, axis)
     if second is None and first is None:
         best = min(problem.curves, key=lambda c: min(c.gaps), default=None)
         closest = f"; {best.variant} came closest, at {min(best.gaps):.1e}" if best else ""
         return f"{where}, no method reached {target:g} of the optimum within the budget{closest}."
+    said = [_front(problem, axis), _level(problem, target, axis), *tails]
     if second is None or first is None:
         alone = second or first
         assert alone is not None
         kind = "second" if second else "first"
-        cold = median_cost(reaches([problem], target, "cold", alone.variant)).estimate
-        return (
-            f"{where}, only {kind}-order methods reached {target:g} of the optimum, "
-            f"{alone.variant} soonest: {_seconds(alone.cost)} warm, "
-            f"{_seconds(cold)} with compilation{_certainty(seeds)}.{_level(problem, target)}{tail}"
+        cold = typical(reaches([problem], target, "cold", alone.variant))
+        unit = "warm" if axis == "warm" else SPOKEN.get(axis, axis)
+        compiled = f", {_seconds(cold)} with compilation" if math.isfinite(cold) else ""
+        lead = (
+            f"only {kind}-order methods reached {target:g} of the optimum, {alone.variant} "
+            f"soonest: {_amount(alone.cost, axis)} {unit}{compiled}{_certainty(seeds)}"
         )
-    ratio = cost_ratio(second.trials, first.trials)
-    lead = _lead(second, first, ratio, target, seeds)
-    return f"{where}, {lead}. {_other_axes(rivals, seeds)}{_level(problem, target)}{tail}"
+    else:
+        lead = _lead(second, first, axis, target, seeds)
+        said.insert(0, _other_axes(problem, target, axis, seeds))
+    return " ".join([f"{where}, {lead}.", *filter(None, said)])
+
+
+def main_axis(problems: Sequence[ProblemScore]) -> str:
+    """The axis that verdicts lead with: warm seconds if every trial's clock is good."""
+    curves = [c for p in problems for c in p.curves]
+
+    def known(axis: str) -> bool:
+        clock = axis not in MACHINE_AXES or not any(c.facts.get("invalid") for c in curves)
+        return clock and all(math.isfinite(c.costs[axis][-1]) for c in curves)
+
+    return next((axis for axis in ("warm", "gradients", "flops") if known(axis)), "steps")
 
 
 def _rivals(problem: ProblemScore, target: float, axis: str) -> tuple[Rival | None, Rival | None]:
@@ -76,72 +104,85 @@ def _rivals(problem: ProblemScore, target: float, axis: str) -> tuple[Rival | No
     orders: dict[bool, list[Rival]] = {True: [], False: []}
     for variant in dict.fromkeys(curve.variant for curve in problem.curves):
         trials = reaches([problem], target, axis, variant)
-        cost = median_cost(trials).estimate if trials else math.inf
-        if math.isfinite(cost):
+        if math.isfinite(cost := typical(trials)):
             order = any(c.second_order for c in problem.curves if c.variant == variant)
             orders[order].append(Rival(variant, trials, cost))
     second, first = (min(orders[o], key=lambda r: r.cost, default=None) for o in (True, False))
     return second, first
 
 
-def _lead(second: Rival, first: Rival, ratio: Ratio, target: float, seeds: int) -> str:
-    """The two best of either order in warm seconds."""
-    names = f"{second.variant} {_seconds(second.cost)}, {first.variant} {_seconds(first.cost)}"
+def _lead(second: Rival, first: Rival, axis: str, target: float, seeds: int) -> str:
+    """The two best of either order on the main axis."""
+    ratio = cost_ratio(second.trials, first.trials)
+    name = SPOKEN.get(axis, axis)
+    amounts = [_amount(rival.cost, axis) for rival in (second, first)]
+    both = f"{second.variant} {amounts[0]}, {first.variant} {amounts[1]}"
     if seeds == 1:
         low, high = ratio.interval.low, ratio.interval.high
         apart = "" if low > 1 or high < 1 else ", within what snapshots and clock leave open"
         return (
-            f"one seed, so a measurement and no claim: warm seconds to {target:g} of the optimum "
-            f"are {names} ({_factor(ratio)}{apart})"
+            f"one seed, so a measurement and no claim: {name} to {target:g} of the optimum "
+            f"are {both} ({_factor(ratio)}{apart})"
         )
     if not ratio.separable:
         return (
-            f"second order is not separable from first in warm seconds to {target:g} of the "
-            f"optimum: {names} (ratio {_range(ratio)}, {seeds} seeds)"
+            f"second order is not separable from first in {name} to {target:g} of the "
+            f"optimum: {both} (ratio {_range(ratio)}, {seeds} seeds)"
         )
     pays = ratio.interval.estimate < 1
     winner, loser = (second, first) if pays else (first, second)
+    won, lost = amounts if pays else amounts[::-1]
+    sooner = "sooner" if axis in MACHINE_AXES else "cheaper"
     return (
         f"second order {'pays' if pays else 'does not pay'}: {winner.variant} reached {target:g} "
-        f"of the optimum {_factor(ratio)} sooner than {loser.variant} in warm seconds "
-        f"({_seconds(winner.cost)} against {_seconds(loser.cost)}; {LEVEL:.0%} interval "
-        f"{_range(ratio, inverse=pays)}, {seeds} seeds)"
+        f"of the optimum {_factor(ratio)} {sooner} than {loser.variant} in {name} ({won} against "
+        f"{lost}; {LEVEL:.0%} interval {_range(ratio, inverse=pays)}, {seeds} seeds)"
     )
 
 
-def _other_axes(rivals: dict[str, tuple[Rival | None, Rival | None]], seeds: int) -> str:
+def _other_axes(problem: ProblemScore, target: float, main: str, seeds: int) -> str:
     """The best of either order on the other axes: what one pays in decides who is cheaper."""
     parts = []
     for axis, name in SPOKEN.items():
-        second, first = rivals[axis]
-        if axis == "warm" or second is None or first is None:
+        second, first = _rivals(problem, target, axis)
+        if axis == main or second is None or first is None:
             continue
         ratio = cost_ratio(second.trials, first.trials)
         if not ratio.joint:
             continue
         if seeds > 1 and not ratio.separable:
             parts.append(f"not separable in {name} ({_range(ratio)})")
-            continue
-        cheaper = second if ratio.interval.estimate < 1 else first
-        if ratio.interval.estimate == 1:
+        elif ratio.interval.estimate == 1:
             parts.append(f"{second.variant} and {first.variant} take the same {name}")
         else:
-            parts.append(f"{cheaper.variant} needs {_factor(ratio)} fewer {name}")
+            cheaper = second if ratio.interval.estimate < 1 else first
+            dearer = first if cheaper is second else second
+            parts.append(
+                f"{cheaper.variant} needs {_factor(ratio)} fewer {name} than {dearer.variant}"
+            )
     return f"Best of either order on other axes: {'; '.join(parts)}." if parts else ""
 
 
-def _level(problem: ProblemScore, target: float) -> str:
-    """Who cannot be told from the fastest in warm seconds, where there are seeds enough to ask."""
-    from optikit.bench.score.fronts import standings
+def _front(problem: ProblemScore, axis: str) -> str:
+    """Who is closest to the optimum at some cost: the methods worth considering."""
+    names = list(dict.fromkeys(point.variant for point in front(problem, axis)[1:]))
+    if not names or len({curve.variant for curve in problem.curves}) < 3:
+        return ""
+    return f"On the front, as {SPOKEN.get(axis, axis)} grow: {', then '.join(names)}."
 
-    order = [s for s in standings(problem, target, "warm") if s.place == 1]
-    level = [s for s in order[1:] if s.behind is not None and s.behind.interval.units > 1]
+
+def _level(problem: ProblemScore, target: float, axis: str) -> str:
+    """Who cannot be told from the cheapest, where there are seeds enough to ask."""
+    order = standings(problem, target, axis)
+    level = [s for s in order[1:] if s.place == 1 and s.behind and s.behind.interval.units > 1]
     if not level:
         return ""
-    return f" Not separable from {order[0].variant}: {_listed([s.variant for s in level])}."
+    if len(level) > 2 and len(level) == len(order) - 1:
+        return f"No method is separable from {order[0].variant}."
+    return f"Not separable from {order[0].variant}: {_listed([s.variant for s in level])}."
 
 
-def scaling_verdict(sweep: Sweep, target: float, axis: str = "warm") -> str:
+def scaling_verdict(sweep: Sweep, target: float, axis: str) -> str:
     """How the best of either order scale along a sweep, and where second order stops paying."""
     second, first = (_strongest(sweep, target, axis, second_order=o) for o in (True, False))
     powers = {e.variant: e for e in exponents(sweep, target, axis)}
@@ -175,7 +216,7 @@ def _strongest(sweep: Sweep, target: float, axis: str, *, second_order: bool) ->
         if any(c.second_order for c in curves) != second_order:
             continue
         trials = [reaches([p], target, axis, variant) for p in sweep.problems]
-        costs = [c for t in trials if t and math.isfinite(c := median_cost(t).estimate)]
+        costs = [c for t in trials if math.isfinite(c := typical(t))]
         logs = [math.log(max(c, 1e-9)) for c in costs]
         rank = (len(costs), -sum(logs) / len(logs) if logs else -math.inf)
         if costs and rank > best:
@@ -241,7 +282,8 @@ def rating_verdict(
     return (
         f"Over {len(table.problems)} problems, against {table.reference} in "
         f"{SPOKEN.get(axis, axis)}, {top.solver} rates best: {lead:.3g}x cheaper ({doubt}){firm}; "
-        f"place {top.places[0]} to {top.places[1]} when any one problem is left out."
+        f"place {top.places[0]} to {top.places[1]} when any one problem is left out. A target that "
+        f"only one of the two met counts as {LIMIT:g}x."
     )
 
 
@@ -271,6 +313,10 @@ def _range(ratio: Ratio, *, inverse: bool = False) -> str:
 
 def _certainty(seeds: int) -> str:
     return " (one seed: no claim)" if seeds == 1 else f" ({seeds} seeds)"
+
+
+def _amount(cost: float, axis: str) -> str:
+    return _seconds(cost) if axis in MACHINE_AXES else f"{cost:.4g}"
 
 
 def _seconds(x: float) -> str:

@@ -1,0 +1,210 @@
+"""What the page draws, as plain data: curves, fronts, profiles, tuning, trials."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optikit.bench.axes import AXES, Axis, compile_seconds, known_axes
+from optikit.bench.report.table import COLUMNS
+from optikit.bench.report.thin import kept, share, short
+from optikit.bench.score import (
+    MACHINE_AXES,
+    Curve,
+    FrontPoint,
+    ProblemScore,
+    Steps,
+    cost_table,
+    data_profile,
+    ecdf,
+    front,
+    hit,
+    on_one_machine,
+    performance_profile,
+)
+from optikit.bench.tuning import Tuned
+
+FLOOR = 1e-17
+"""Gaps of zero are drawn here: a logarithmic axis has no zero."""
+
+PROFILE_POINTS = 60
+
+
+Fronts = Mapping[tuple[str, str], list[FrontPoint]]
+"""By problem and axis."""
+
+
+def content(
+    problems: Sequence[ProblemScore],
+    targets: Sequence[float],
+    target: float,
+    tuned: list[Tuned],
+    fronts: Fronts,
+) -> dict[str, Any]:
+    """Everything the script of the page needs, JSON-ready.
+
+    Args:
+      target: the relative suboptimality that tables speak of.
+      fronts: from `all_fronts`.
+    """
+    axes = axes_of(problems)
+    variants = variant_names(problems)
+    index = {name: i for i, name in enumerate(variants)}
+    clocked, _ = on_one_machine(problems)
+    machine = {c.machine for p in clocked for c in p.curves}
+    most = share(sum(len(p.curves) for p in problems))
+    return {
+        "axes": [{"key": a.key, "label": a.label, "meaning": a.meaning} for a in axes],
+        "targets": sorted(targets, reverse=True),
+        "target": target,
+        "variants": [
+            {"name": name, "second": any(c.second_order for c in curves_of(problems, name))}
+            for name in variants
+        ],
+        "problems": [
+            {
+                "label": p.label,
+                "curves": [
+                    _curve(c, index[c.variant], axes, targets, most, c.machine in machine)
+                    for c in p.curves
+                ],
+                "fronts": {a.key: _front(fronts[p.label, a.key], index) for a in axes},
+            }
+            for p in problems
+        ],
+        "profiles": _profiles(clocked, axes, targets, index),
+        "tuning": [_tuning(t) for t in tuned],
+        "trials": _trials(problems, target),
+    }
+
+
+def axes_of(problems: Sequence[ProblemScore]) -> list[Axis]:
+    """The axes on which some reported trial has a cost."""
+    return known_axes(c.costs for p in problems for c in p.curves)
+
+
+def variant_names(problems: Sequence[ProblemScore]) -> list[str]:
+    """Every variant of the report, in the study's order."""
+    return list(dict.fromkeys(c.variant for p in problems for c in p.curves))
+
+
+def curves_of(problems: Sequence[ProblemScore], variant: str) -> list[Curve]:
+    """A variant's curves on all problems."""
+    return [c for p in problems for c in p.curves if c.variant == variant]
+
+
+def _curve(
+    curve: Curve, variant: int, axes: list[Axis], targets: Sequence[float], most: int, clocked: bool
+) -> dict[str, Any]:
+    at = kept(curve.costs["steps"], curve.gaps, targets, most)
+    untimed = not clocked or bool(curve.facts.get("invalid"))
+    shown = [a.key for a in axes if not (untimed and a.key in MACHINE_AXES)]
+    return {
+        "v": variant,
+        "seed": curve.seed,
+        "gap": [short(max(curve.gaps[i], FLOOR)) for i in at],
+        "grad": [short(curve.grad_norms[i]) for i in at],
+        "cost": {key: [short(curve.costs[key][i]) for i in at] for key in shown},
+    }
+
+
+def all_fronts(problems: Sequence[ProblemScore]) -> Fronts:
+    """The Pareto fronts of every problem on every axis, of one machine's trials."""
+    chosen, _ = on_one_machine(problems)
+    return {(p.label, a.key): front(p, a.key) for p in chosen for a in axes_of(problems)}
+
+
+def _front(points: list[FrontPoint], index: Mapping[str, int]) -> list[list[Any]]:
+    """[cost, gap, variant] of a Pareto front, thinned."""
+    at = kept(range(len(points)), [0.0] * len(points), (), PROFILE_POINTS)
+    return [
+        [short(points[i].cost), short(max(points[i].gap, FLOOR)), index[points[i].variant]]
+        for i in at
+    ]
+
+
+def _profiles(
+    problems: Sequence[ProblemScore],
+    axes: list[Axis],
+    targets: Sequence[float],
+    index: Mapping[str, int],
+) -> dict[str, Any]:
+    """Performance and data profiles by axis and target, ECDFs by axis and n."""
+    ran = [p for p in problems if p.curves]
+    found: dict[str, Any] = {"performance": {}, "data": {}, "ecdf": {}, "left": {}}
+    for axis in axes if ran else []:
+        tables = {f"{t:g}": cost_table(ran, t, axis.key) for t in targets}
+        found["performance"][axis.key] = {
+            t: [_steps(s, index) for s in performance_profile(table)] for t, table in tables.items()
+        }
+        found["data"][axis.key] = {
+            t: [_steps(s, index) for s in data_profile(table)] for t, table in tables.items()
+        }
+        left = next(iter(tables.values())).left_out
+        found["left"][axis.key] = [f"{name}: {reason}" for name, reason in left]
+        found["ecdf"][axis.key] = {
+            n: [_steps(s, index) for s in steps]
+            for n, steps in ecdf(ran, targets, axis.key).items()
+        }
+    return found
+
+
+def _steps(steps: Steps, index: Mapping[str, int]) -> dict[str, Any]:
+    at = kept(range(len(steps.x)), [1.0] * len(steps.x), (), PROFILE_POINTS)
+    return {
+        "v": index[steps.solver],
+        "x": [short(steps.x[i]) for i in at],
+        "y": [short(steps.share[i]) for i in at],
+    }
+
+
+def _tuning(tuned: Tuned) -> dict[str, Any]:
+    return {
+        "problem": tuned.problem,
+        "optimizer": tuned.optimizer,
+        "axis": AXES[tuned.axis].label,
+        "target": tuned.target,
+        "k": [b.k for b in tuned.curve],
+        "expected": [short(b.expected) for b in tuned.curve],
+        "reached": [short(b.reached) for b in tuned.curve],
+    }
+
+
+def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
+    """The table of trials: columns and rows, numbers as numbers so that they sort."""
+    columns = [
+        "problem",
+        "optimizer",
+        "seed",
+        "role",
+        "best gap",
+        "max |g|",
+        *(f"{AXES[c].label} to {target:g}" for c in COLUMNS),
+        "compile s",
+        "program MiB",
+        "ended",
+        "final point",
+    ]
+    rows = []
+    for problem in problems:
+        for role, curves in (("report", problem.curves), ("tuning", problem.tuning)):
+            rows += [_trial(curve, role, target) for curve in curves]
+    return {"columns": columns, "rows": rows}
+
+
+def _trial(curve: Curve, role: str, target: float) -> list[Any]:
+    found = hit(curve, target)
+    memory = curve.facts.get("memory_bytes")
+    best = min(range(len(curve.gaps)), key=lambda i: curve.gaps[i])
+    certificate = curve.facts.get("certificate") or {}
+    return [
+        curve.problem,
+        curve.variant,
+        curve.seed,
+        role,
+        short(curve.gaps[best]),
+        short(curve.grad_norms[best]),
+        *(short(found.cost[c]) if found else None for c in COLUMNS),
+        short(compile_seconds(curve.facts)),
+        None if memory is None else short(memory / 2**20),
+        curve.facts["status"].lower().replace("_", " "),
+        certificate.get("kind", "").replace("-", " "),
+    ]

@@ -1,0 +1,110 @@
+"""Who is ahead: the order on each axis with its doubts, and ratings against the reference."""
+
+import html
+import math
+from collections.abc import Sequence
+
+from optikit.bench.axes import AXES
+from optikit.bench.report.content import Fronts
+from optikit.bench.report.table import COLUMNS
+from optikit.bench.score import (
+    ProblemScore,
+    Rating,
+    Standing,
+    on_one_machine,
+    rating_table,
+    ratings,
+    standings,
+)
+
+
+def standings_tables(problems: Sequence[ProblemScore], target: float, fronts: Fronts) -> str:
+    """Per problem, a table of places: methods by rows, axes by columns; the first one is open."""
+    chosen, _ = on_one_machine(problems)
+    tables = [
+        f"<details{'' if i else ' open'}><summary>{html.escape(problem.label)}</summary>"
+        f"{_standings(problem, target, fronts)}</details>"
+        for i, problem in enumerate(p for p in chosen if p.curves)
+    ]
+    return "".join(tables)
+
+
+def _standings(problem: ProblemScore, target: float, fronts: Fronts) -> str:
+    columns: dict[str, dict[str, str]] = {}
+    for axis in COLUMNS:
+        placed = standings(problem, target, axis)
+        ahead = {point.variant for point in fronts.get((problem.label, axis), [])[1:]}
+        if any(math.isfinite(s.cost) for s in placed):
+            columns[axis] = {s.variant: _place(s, placed, s.variant in ahead) for s in placed}
+    if not columns:
+        return f"<p class=note>No method reached {target:g}.</p>"
+    variants = dict.fromkeys(variant for column in columns.values() for variant in column)
+    first = next(iter(columns.values()))
+    order = [*first, *(v for v in variants if v not in first)]
+    rows = "".join(
+        f"<tr><td>{html.escape(variant)}</td>"
+        + "".join(column.get(variant, "<td></td>") for column in columns.values())
+        + "</tr>"
+        for variant in order
+    )
+    heads = "".join(f"<th>{html.escape(AXES[axis].label)}</th>" for axis in columns)
+    return (
+        f"<div class=scroll><table><thead><tr><th>optimizer</th>{heads}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _place(standing: Standing, placed: list[Standing], ahead: bool) -> str:
+    if not math.isfinite(standing.cost):
+        return "<td class=n>-</td>"
+    before = placed[placed.index(standing) - 1] if placed.index(standing) else None
+    tied = "=" if before is not None and before.place == standing.place else ""
+    mark = " ●" if ahead else ""
+    told, tip = "", f"median {standing.cost:.4g}"
+    if standing.behind is not None and standing.behind.joint:
+        ratio = standing.behind.interval
+        told = f" ({ratio.estimate:.3g}x)"
+        tip += f"; ratio {ratio.low:.3g} to {ratio.high:.3g} from {ratio.units} seeds"
+    return f"<td class=n title='{tip}'>{standing.place}{tied}{told}{mark}</td>"
+
+
+def ratings_table(problems: Sequence[ProblemScore], target: float, reference: str | None) -> str:
+    """Ratings against the reference solver in warm seconds and gradient equivalents."""
+    chosen, _ = on_one_machine(problems)
+    if sum(bool(p.curves) for p in chosen) < 2:
+        return ""  # a mean over problems needs several
+    parts = []
+    for axis in ("warm", "gradients"):
+        try:
+            against = rating_table(chosen, [target], axis, reference)
+        except ValueError:
+            continue  # the reference was never run, or has several variants
+        found = [r for r in ratings(against) if math.isfinite(r.score.estimate)]
+        if found:
+            rows = "".join(map(_rating, found))
+            parts.append(
+                f"<h3>{html.escape(AXES[axis].label)} to {target:g}: how many times cheaper than "
+                f"{html.escape(against.reference)}</h3><div class=scroll><table><thead><tr>"
+                "<th>optimizer</th><th>times cheaper</th><th>95 % interval</th><th>problems</th>"
+                "<th>best in resamples</th><th>place if one problem is left out</th></tr></thead>"
+                f"<tbody>{rows}</tbody></table></div>"
+            )
+    if not parts:
+        return ""
+    note = (
+        "<p class=note>A geometric mean over problems; another rival in the study moves none.</p>"
+    )
+    title = "<summary>Ratings against a fixed reference</summary>"
+    return f"<details>{title}{note}{''.join(parts)}</details>"
+
+
+def _rating(rating: Rating) -> str:
+    score = rating.score
+    best = "-" if math.isnan(rating.best) else f"{rating.best:.0%}"
+    low, high = rating.places
+    places = "-" if not high else f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"<tr><td>{html.escape(rating.solver)}</td><td class=n>{2**score.estimate:.3g}</td>"
+        f"<td class=n>{2**score.low:.3g} to {2**score.high:.3g}</td>"
+        f"<td class=n>{rating.problems}</td><td class=n>{best}</td><td class=n>{places}</td></tr>"
+    )

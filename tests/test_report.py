@@ -1,0 +1,332 @@
+"""What the page and the figures show: by the page's own content, and by what a browser draws."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from made_results import made_results
+
+from optikit.bench import store
+from optikit.bench.axes import AXES
+from optikit.bench.report import figures
+from optikit.bench.report.content import all_fronts, axes_of, content
+from optikit.bench.report.figures import course
+from optikit.bench.report.page import _script_safe
+from optikit.bench.report.thin import kept, share, short
+
+METHODS, PROBLEMS, SEEDS = 3, 2, 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return made_results(tmp_path_factory.mktemp("made"), tune=4)
+
+
+def shown(results):
+    return content(
+        results.problems, results.study.targets, results.summary.target, results.tuning(),
+        all_fronts(results.problems),
+    )  # fmt: skip
+
+
+# --- thinning
+
+
+def test_a_thinned_curve_keeps_its_ends_and_the_first_hits():
+    steps = list(range(5000))
+    gaps = [math.exp(-step / 200) for step in steps]
+    at = kept(steps, gaps, [1e-2, 1e-6], 40)
+    assert len(at) <= 45
+    assert at == sorted(set(at))
+    assert {0, 4999} <= set(at)
+    for target in (1e-2, 1e-6):
+        first = next(i for i, gap in enumerate(gaps) if gap <= target)
+        assert {first - 1, first} <= set(at)
+    assert kept(steps[:30], gaps[:30], [], 40) == list(range(30))
+
+
+def test_thousands_of_curves_share_a_budget():
+    assert share(10) == 120
+    assert share(2000) == 40
+    assert share(10**6) == 16
+
+
+def test_short_numbers_say_what_is_missing():
+    assert short(math.nan) is None
+    assert short(math.inf) is None
+    assert short(12.0) == 12
+    assert isinstance(short(12.0), int)
+    assert short(0.123456789) == 0.1235
+
+
+# --- content
+
+
+def test_the_content_is_the_results(made):
+    found = shown(made)
+    assert [a["key"] for a in found["axes"]] == [a.key for a in axes_of(made.problems)]
+    assert len(found["trials"]["rows"]) == PROBLEMS * (METHODS + 1) * SEEDS + PROBLEMS * 4
+    names = [v["name"] for v in found["variants"]]
+    for problem, scored in zip(found["problems"], made.problems, strict=True):
+        assert len(problem["curves"]) == len(scored.curves)
+        for drawn, curve in zip(problem["curves"], scored.curves, strict=True):
+            assert names[drawn["v"]] == curve.variant
+            assert drawn["gap"][-1] == pytest.approx(max(curve.gaps[-1], 1e-17), rel=1e-3)
+            assert all(len(cost) == len(drawn["gap"]) for cost in drawn["cost"].values())
+    assert {t["optimizer"] for t in found["tuning"]} == {"method 0"}
+    json.dumps(found, allow_nan=False)
+
+
+def test_times_of_another_machine_are_on_no_shared_axis(made):
+    first = made.problems[0]
+    elsewhere = first.curves[0]._replace(machine="m2")
+    moved = [first._replace(curves=[elsewhere, *first.curves[1:]]), *made.problems[1:]]
+    found = content(moved, made.study.targets, 1e-6, [], all_fronts(moved))
+    drawn = found["problems"][0]["curves"]
+    assert "warm" not in drawn[0]["cost"]
+    assert "cold" not in drawn[0]["cost"]
+    assert "steps" in drawn[0]["cost"]
+    assert "warm" in drawn[1]["cost"]
+
+
+def test_a_throttled_trial_is_on_no_axis_of_time(made):
+    first = made.problems[0]
+    marked = first.curves[0]._replace(facts=first.curves[0].facts | {"invalid": "throttled"})
+    moved = [first._replace(curves=[marked, *first.curves[1:]]), *made.problems[1:]]
+    found = content(moved, made.study.targets, 1e-6, [], all_fronts(moved))
+    assert "warm" not in found["problems"][0]["curves"][0]["cost"]
+
+
+def test_json_cannot_end_its_script_element():
+    text = _script_safe({"x": "</script><!--\u2028"})
+    assert "<" not in text
+    assert json.loads(text) == {"x": "</script><!--\u2028"}
+
+
+def test_the_page_needs_nothing_from_elsewhere(made):
+    page = made.page().read_text()
+    for outside in ('src="http', "src='http", 'href="http', "@import", "<link"):
+        assert outside not in page.split("<script>")[0]
+    assert page.count("<script>") == 2
+    assert "default-src 'none'" in page
+    for sentence in made.summary.verdicts:
+        assert sentence.split(",")[0] in page
+    assert "Tuning" in page
+    assert "smallest curvature 1.0" in page
+
+
+# --- figures
+
+
+def test_figures_are_files_with_the_labels_as_text(made, tmp_path):
+    paths = figures(made, tmp_path, "svg", axes=("steps", "warm"))
+    names = {p.name for p in paths}
+    assert {"convergence-p0.svg", "convergence-p1.svg", "performance-profile.svg",
+            "data-profile.svg", "tuning.svg"} <= names  # fmt: skip
+    text = (tmp_path / "convergence-p0.svg").read_text()
+    for word in ("method 1", "p0", AXES["warm"].label, AXES["steps"].label):
+        assert word in text
+    again = figures(made, tmp_path / "again", "pdf", axes=("steps",))
+    assert all(p.read_bytes()[:5] == b"%PDF-" for p in again)
+    for wrong in ({"format": "bmp"}, {"format": "pdf", "axes": ["stpes"]}):
+        with pytest.raises(ValueError, match="choose from"):
+            figures(made, tmp_path, **wrong)
+
+
+def test_a_course_is_the_median_of_step_functions(made):
+    curves = [c for c in made.problems[0].curves if c.variant == "method 1"]
+    costs, low, middle, high = course(curves, "steps")
+    assert np.all(low <= middle)
+    assert np.all(middle <= high)
+    at = costs.tolist().index(10.0) if 10.0 in costs else len(costs) // 2
+    reached = []
+    for c in curves:
+        i = max(k for k, step in enumerate(c.costs["steps"]) if step <= costs[at])
+        reached.append(max(c.gaps[i], 1e-17))
+    assert middle[at] == pytest.approx(sorted(reached)[1])
+
+
+def test_the_command_writes_page_and_figures(tmp_path):
+    results = made_results(tmp_path, problems=1, methods=2, seeds=1)
+    store.prepare(tmp_path)
+    for job_id, record in results.records.items():
+        store.write(tmp_path, job_id, record)
+    (tmp_path / "study.json").write_text(results.study.model_dump_json())
+    code = "import sys; from optikit.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "report", str(tmp_path), "--figures", "png"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "figures" / "convergence-p0.png").read_bytes()[:4] == b"\x89PNG"
+    wrong = subprocess.run(
+        [sys.executable, "-c", code, "report", str(tmp_path), "--figures", "gif"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert "choose from pdf, png, svg" in wrong.stderr
+
+
+# --- in a browser
+
+
+def chromium():
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        for folder in os.environ.get("PATH", "").split(os.pathsep):
+            if (pathlib.Path(folder) / name).exists():
+                return name
+    return None
+
+
+in_browser = pytest.mark.skipif(chromium() is None, reason="needs headless Chromium")
+
+WATCH = """<script>
+window.wrong = [];
+for (const kind of ["error", "unhandledrejection", "securitypolicyviolation"])
+  addEventListener(kind, e => wrong.push(kind + ": " + (e.message ?? e.reason ?? e.violatedDirective)), true);
+for (const level of ["error", "warn"]) console[level] = (...said) => wrong.push(level + ": " + said.join(" "));
+const pause = () => new Promise(done => setTimeout(done, 150));
+const choose = async (id, value) => {
+  const control = document.getElementById(id);
+  if (control.type === "checkbox") control.checked = value; else control.value = value;
+  control.dispatchEvent(new Event(control.type === "search" ? "input" : "change"));
+  await pause();
+};
+const lines = of => [...document.querySelectorAll(of + " .chart")].map(chart => ({
+  label: chart.dataset.problem ?? chart.dataset.tuned ?? chart.id,
+  traces: chart.data?.map(t => t.name) ?? [], drawn: chart.querySelectorAll(".scatterlayer .trace path.js-line").length,
+  x: chart.querySelector(".xtitle")?.textContent, y: chart.querySelector(".ytitle")?.textContent,
+}));
+</script>"""
+
+
+def walked(page, walk, tmp_path):
+    """What a script on the page wrote down after it had been shown."""
+    probe = tmp_path / "probe.html"
+    end = f"""<script>(async () => {{ const seen = {{}}; await pause();
+      try {{ {walk} }} catch (e) {{ wrong.push("walk: " + e); }}
+      seen.wrong = wrong;
+      const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
+      document.body.append(out); }})();</script></body>"""
+    text = page.read_text().replace("<head>", f"<head>{WATCH}", 1)
+    probe.write_text(end.join(text.rsplit("</body>", 1)))
+    dom = subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--window-size=1400,6000", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=30000", "--dump-dom", probe.as_uri()],
+        capture_output=True, text=True, timeout=180, check=False,
+    ).stdout  # fmt: skip
+    assert '<pre id="seen">' in dom, dom[-2000:]
+    found = dom.split('<pre id="seen">')[1].split("</pre>")[0]
+    for code, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+        found = found.replace(code, character)
+    seen = json.loads(found)
+    assert seen.pop("wrong") == []
+    return seen
+
+
+@pytest.mark.browser
+@in_browser
+def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
+    seen = walked(made.page(), """
+      seen.axes = {};
+      for (const key of [...document.getElementById("axis").options].map(o => o.value)) {
+        await choose("axis", key);
+        seen.axes[key] = lines("#charts");
+      }
+      await choose("axis", "warm");
+      seen.profiles = lines("#profiles"); seen.tuning = lines("#tuning");
+      await choose("seeds", "each"); seen.each = lines("#charts");
+      await choose("progress", "grad"); seen.grad = lines("#charts");
+      await choose("xscale", "linear"); await choose("yscale", "linear"); seen.linear = lines("#charts");
+      document.querySelector("#legend button").click(); await pause(); seen.hidden = lines("#charts");
+    """, tmp_path)  # fmt: skip
+    assert set(seen["axes"]) == {axis.key for axis in axes_of(made.problems)}
+    variants = METHODS + 1  # method 0 is shown tuned and with its defaults
+    for key, charts in seen["axes"].items():
+        assert [c["label"] for c in charts] == [p.label for p in made.problems]
+        for chart in charts:
+            assert chart["x"] == AXES[key].label
+            assert len(chart["traces"]) == 1 + 3 * variants, "the front; band, band and median each"
+            # a method that never calls an oracle has no course along its calls
+            if key != "count_hessian":
+                assert chart["drawn"] == 1 + 3 * variants, key
+            assert chart["y"].startswith("suboptimality")
+    assert [c["label"] for c in seen["profiles"]] == ["performance", "data-profile", "ecdf"]
+    assert all(c["drawn"] == variants for c in seen["profiles"])
+    assert [c["label"] for c in seen["tuning"]] == ["p0", "p1"]
+    assert all(c["drawn"] == 1 for c in seen["tuning"])
+    assert all(c["drawn"] == 1 + variants * SEEDS for c in seen["each"])
+    for charts in (seen["grad"], seen["linear"]):
+        assert all(c["y"] == "max |gradient|" for c in charts)
+        assert all(c["drawn"] == variants * SEEDS for c in charts)
+    assert all(c["drawn"] == (variants - 1) * SEEDS for c in seen["hidden"])
+
+
+@pytest.mark.browser
+@in_browser
+def test_the_table_of_trials_sorts_and_filters(made, tmp_path):
+    seen = walked(made.page(), """
+      const column = i => [...document.querySelectorAll("#trials tbody tr")].map(r => r.cells[i].textContent);
+      const heads = [...document.querySelectorAll("#trials th")].map(h => h.textContent);
+      const gap = heads.indexOf("best gap");
+      seen.heads = heads; seen.all = column(gap).length;
+      document.querySelectorAll("#trials th button")[gap].click(); seen.up = column(gap).map(Number);
+      document.querySelectorAll("#trials th button")[gap].click(); seen.down = column(gap).map(Number);
+      await choose("filter", "p1 METHOD"); seen.filtered = column(0); seen.counted = document.getElementById("counted").textContent;
+    """, tmp_path)  # fmt: skip
+    rows = len(shown(made)["trials"]["rows"])
+    assert seen["all"] == rows
+    assert seen["up"] == sorted(seen["up"])
+    assert seen["down"] == sorted(seen["up"], reverse=True)
+    assert set(seen["filtered"]) == {"p1"}
+    assert seen["counted"].endswith(f"({rows} in all)")
+
+
+@pytest.mark.browser
+@in_browser
+def test_hostile_names_stay_text(made, tmp_path):
+    bad = '<img src=x onerror="wrong.push(1)">&lt;b&gt;</script><script>wrong.push(2)</script><!--DATA-->'
+    first = made.problems[0]
+    curves = [c._replace(variant=bad) if c.variant == "method 1" else c for c in first.curves]
+    facts = first.facts | {
+        "description": bad,
+        "reference": first.facts["reference"] | {"certificate": bad},
+    }
+    problem = first._replace(
+        label=bad, curves=[c._replace(problem=bad) for c in curves], facts=facts
+    )
+    summary = made.summary._replace(verdicts=[bad], failures=[(bad, bad)])
+    hostile = type(made)(made.study, tmp_path, made.jobs, made.records, [problem], summary)
+    seen = walked(hostile.page(), """
+      seen.legend = [...document.querySelectorAll("#legend button")].map(b => b.textContent);
+      seen.title = document.querySelector("#charts .gtitle").textContent;
+      seen.images = document.querySelectorAll("img").length; seen.bold = document.querySelectorAll(".chart b").length;
+    """, tmp_path)  # fmt: skip
+    assert bad in seen["legend"]
+    assert seen["title"] == bad
+    assert seen["images"] == seen["bold"] == 0
+    drawn = figures(hostile, tmp_path / "figures", "png", axes=("steps",))
+    assert all(p.parent == tmp_path / "figures" and "<" not in p.name for p in drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@in_browser
+def test_two_thousand_trials_open_soon(tmp_path):
+    """In the browser's own clock: from navigation to every visible chart drawn."""
+    results = made_results(tmp_path, problems=10, methods=20, seeds=10, snapshots=45)
+    assert sum(job.kind == "trial" for job in results.jobs) == 2000
+    page = results.page()
+    assert page.stat().st_size < 10e6
+    seen = walked(page, """
+      seen.ready = performance.now(); seen.charts = lines("#charts").filter(c => c.drawn).length;
+    """, tmp_path)  # fmt: skip
+    assert seen["charts"] == 10
+    assert seen["ready"] < 15_000
