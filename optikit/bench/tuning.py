@@ -36,8 +36,8 @@ def sample(use: OptimizerUse, tuning: Tuning) -> list[dict[str, Any]]:
 
     Example:
       >>> use = OptimizerUse(use="adam", learning_rate={"log_uniform": [1e-4, 1.0]})
-      >>> [round(s["learning_rate"], 4) for s in sample(use, Tuning(trials=3))]
-      [0.0044, 0.1034, 0.0174]
+      >>> [1e-4 <= s["learning_rate"] <= 1.0 for s in sample(use, Tuning(trials=3))]
+      [True, True, True]
       >>> sample(use, Tuning(trials=2)) == sample(use, Tuning(trials=3))[:2]
       True
     """
