@@ -309,7 +309,9 @@ def test_the_calls_of_a_measured_run_are_those_that_callbacks_see(method):
     assert along.ledger_agrees
     assert along.unknown == []
     for column in ([c.flops for c in along.costs], [c.bytes for c in along.costs]):
-        assert all(a < b for a, b in itertools.pairwise(column))
+        # the counted program rounds otherwise, and may be at its end a step sooner
+        assert column[0] > 0
+        assert all(a <= b for a, b in itertools.pairwise(column))
 
 
 def test_rejected_steps_are_counted_apart():

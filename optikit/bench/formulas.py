@@ -37,7 +37,8 @@ _FREE = {
     "real", "imag", "conj", "complex", "device_put", "sharding_constraint", "optimization_barrier",
     "lu_pivots_to_permutation", "random_bits", "random_seed", "random_split", "random_fold_in",
     "threefry2x32", "rng_bit_generator", "rng_uniform", "debug_callback", "debug_print",
-    "empty", "empty2", "platform_index", "create_token", "after_all", "axis_index", "split", "tile",
+    "empty", "empty2", "platform_index", "stack", "unstack", "create_token", "after_all",
+    "axis_index", "split", "tile",
 }  # fmt: skip
 _IN_PLACE = {
     "reshape", "squeeze", "expand_dims", "bitcast_convert_type", "stop_gradient", "name",
