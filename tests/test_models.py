@@ -43,9 +43,10 @@ def _model(matrix, linear, bound):
     oracle = bind(objective)
     at = oracle.value_and_grad(jnp.zeros_like(linear))
     inner = Inner(jnp.asarray(0.0, linear.dtype), jnp.asarray(0.0, linear.dtype))
+    dense = exact(scaled=False), exact(region="cubic", scaled=False)
     found = [
         solver.prepare(oracle, at, "hessian", jax.random.key(0)).propose(bound, inner)
-        for solver in (exact(), exact(region="cubic"), krylov(), krylov(region="cubic"))
+        for solver in (*dense, krylov(), krylov(region="cubic"))
     ]
     return [d._replace(counts=d.counts.hvp) for d in found]
 
@@ -109,7 +110,7 @@ def test_gltr_beats_steihaug_beyond_the_boundary():
     radius = jnp.asarray(2.0)
     gltr, steihaug, best = (
         s.prepare(oracle, at, "hessian", key).propose(radius, inner)
-        for s in (krylov(), conjugate_gradients(), exact())
+        for s in (krylov(), conjugate_gradients(), exact(scaled=False))
     )
     assert float(steihaug.predicted) < float(gltr.predicted) <= float(best.predicted) * (1 + 1e-12)
     assert float(gltr.predicted) > 0.99 * float(best.predicted)

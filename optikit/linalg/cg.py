@@ -23,6 +23,9 @@ from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tr
 from optikit.linalg.precondition import Memory, Precondition, blank, remember
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
+ROUGH = 0.1
+"""The residual over the gradient above which the model is not solved."""
+
 
 class _Run(NamedTuple):
     s: Params  # the step so far
@@ -87,9 +90,12 @@ def conjugate_gradients(
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
             counts = times(run.iterations, op.price)
+            # a residual that is still large may hide a flat direction: no minimum is promised yet
+            rough = tree.vdot(run.r, run.r) > ROUGH**2 * tree.vdot(gradient, gradient)
+            bottom = jnp.where(rough, jnp.inf, -(slope + curvature / 2)).astype(dtype)
             return Direction(
                 s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts,
-                length=measured,
+                bottom=bottom, length=measured,
             )  # fmt: skip
 
         look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None

@@ -69,7 +69,7 @@ def newton_step(
     """
     n, eps = gradient.size, tree.eps(matrix.dtype)
     d = equilibration(matrix)
-    scaled, slopes = d[:, None] * matrix * d, d * gradient
+    scaled, slopes = d[:, None] * matrix * d[None, :], d * gradient
     factor = jnp.linalg.cholesky(scaled)
     # the squared ratio of pivots bounds the condition number from below
     pivots = jnp.diagonal(factor)
@@ -103,7 +103,7 @@ def equilibration(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     sizes = jnp.abs(matrix)
 
     def body(_: Array, d: Array) -> Array:
-        rows = d * jnp.max(sizes * d, axis=1)
+        rows = d * jnp.max(sizes * d[None, :], axis=1)
         return d / jnp.sqrt(jnp.where((rows > 0) & jnp.isfinite(rows), rows, 1))
 
     return lax.fori_loop(0, PASSES, body, jnp.ones(matrix.shape[0], matrix.dtype))

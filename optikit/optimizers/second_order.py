@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, tree
-from optikit.globalize import Globalize, Search, backtracking, trust_region
+from optikit.globalize import Globalize, Search, backtracking, trust_region, wolfe
 from optikit.linalg import (
     Inner,
     Model,
@@ -125,9 +125,10 @@ def forcing(size: Scalar, state: SecondOrderState) -> Scalar:
 def newton(
     *, modify: Literal["eigenvalue", "cholesky"] = "eigenvalue", max_trials: int = 40
 ) -> Optimizer:
-    """Dense Newton with backtracking, safe on indefinite and singular Hessians.
+    """Dense Newton with a line search, safe on indefinite and singular Hessians.
 
-    Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
+    The search (`wolfe`) may go beyond the Newton step, which is too short wherever the
+    objective is flatter than its model or the Hessian had to be modified. Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
     grad a trial.
 
     Args:
@@ -145,7 +146,7 @@ def newton(
     return second_order(
         curvature="hessian",
         solve=modified_cholesky() if modify == "cholesky" else cholesky(),
-        globalize=backtracking(max_trials=max_trials),
+        globalize=wolfe(c2=0.3, max_trials=max_trials),
         name="newton",
     )
 
