@@ -1,6 +1,7 @@
 """Methods built on exact models: subproblems by their optimality conditions, methods by theorems."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,32 @@ def test_over_the_whole_space_krylov_is_exact(name, bound):
     for here, there, cubic in ((found[0], found[2], 0), (found[1], found[3], 1)):
         assert model(there, cubic) <= model(here, cubic) * (1 - 1e-7)
         assert int(there.counts) <= N
+
+
+@pytest.mark.parametrize("method", ["newton", "trust-region-exact", "cubic"])
+def test_the_units_of_the_parameters_do_not_matter(method):
+    """f(U x) from U^-1 x0 gives U^-1 times the same iterates, through an indefinite region too."""
+    units = jnp.asarray([2.0**20, 2.0**-30, 2.0**10])  # of geometric mean 1
+    first = {"trust-region-exact": {"radius": 0.5}, "cubic": {"sigma": 1.0}}.get(method, {})
+    optimizer, start = named(method, **first), jnp.asarray([-1.2, 1.0, 0.3])
+
+    def rosenbrock(x):
+        return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+    for steps in (1, 5, 12):
+        run = functools.partial(ok.minimize, method=optimizer, max_steps=steps)
+        plain = run(rosenbrock, start)
+        scaled = run(lambda x: rosenbrock(units * x), start / units)
+        np.testing.assert_allclose(units * scaled.params, plain.params, rtol=1e-6)
+
+
+def test_the_weight_of_an_idle_cubic_term_is_left_alone():
+    """Far from its minimum a quadratic is solved in one step, whatever the weight: none is lost."""
+    method, oracle = named("cubic", sigma=1e-6), bind(black_box(lambda x: jnp.sum((x - 3) ** 2)))
+    start = begin(method, oracle, jnp.zeros(3), jax.random.key(0))
+    end = advance(method, oracle, start, 30, jnp.asarray(1e-8), gradient_criterion)
+    assert int(end.status) == Status.CONVERGED
+    assert float(end.state.globalize) == 1e-6
 
 
 def test_gltr_beats_steihaug_beyond_the_boundary():
