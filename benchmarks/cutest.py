@@ -29,8 +29,6 @@ import tempfile
 import time
 from typing import Any
 
-import numpy as np
-
 TOLERANCE, SOLVED, LOWEST = 1e-8, 1e-6, 1e-6
 LARGEST, MAX_STEPS = 100, 1000
 

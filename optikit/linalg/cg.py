@@ -23,9 +23,6 @@ from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tr
 from optikit.linalg.precondition import Memory, Precondition, blank, remember
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
-ROUGH = 0.1
-"""The residual over the gradient above which the model is not solved."""
-
 
 class _Run(NamedTuple):
     s: Params  # the step so far
@@ -90,12 +87,9 @@ def conjugate_gradients(
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
             counts = times(run.iterations, op.price)
-            # a residual that is still large may hide a flat direction: no minimum is promised yet
-            rough = tree.vdot(run.r, run.r) > ROUGH**2 * tree.vdot(gradient, gradient)
-            bottom = jnp.where(rough, jnp.inf, -(slope + curvature / 2)).astype(dtype)
             return Direction(
                 s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts,
-                bottom=bottom, length=measured,
+                length=measured,
             )  # fmt: skip
 
         look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None
@@ -103,9 +97,8 @@ def conjugate_gradients(
         kept = () if change is None else change.memory
         return Model(propose, tally(spent), look_along, kept)
 
-    if precondition == "none":
-        return Subproblem(prepare)
-    return Subproblem(prepare, init=lambda at: blank(precondition, at.params))
+    init = None if precondition == "none" else lambda at: blank(precondition, at.params)
+    return Subproblem(prepare, init=init, truncated=True)
 
 
 def _changed(

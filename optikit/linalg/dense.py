@@ -95,7 +95,7 @@ def newton_step(
 
 
 def equilibration(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """d > 0 such that the largest entry of each row of diag(d) H diag(d) is about 1 in size.
+    """The d > 0 with which each row of diag(d) H diag(d) has a largest entry of about 1 in size.
 
     For a positive definite H that is a unit diagonal. Reference: Ruiz (2001), "A scaling algorithm
     to equilibrate both rows and columns norms in matrices".
@@ -106,7 +106,11 @@ def equilibration(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
         rows = d * jnp.max(sizes * d[None, :], axis=1)
         return d / jnp.sqrt(jnp.where((rows > 0) & jnp.isfinite(rows), rows, 1))
 
-    return lax.fori_loop(0, PASSES, body, jnp.ones(matrix.shape[0], matrix.dtype))
+    # from a unit diagonal, so that the units of the parameters leave no trace
+    diagonal = jnp.diagonal(sizes)
+    usable = (diagonal > 0) & jnp.isfinite(diagonal)
+    first = 1 / jnp.sqrt(jnp.where(usable, diagonal, 1))
+    return lax.fori_loop(0, PASSES, body, first)
 
 
 def scaled_newton(

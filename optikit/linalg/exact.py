@@ -64,9 +64,7 @@ def exact(*, region: Region = "ball", scaled: bool = True) -> Subproblem:
 
         def propose(bound: Scalar, inner: Inner) -> Direction:
             del inner
-            found, _ = proposal(
-                model, bound.astype(matrix.dtype), region, length, vectors.T, dtype
-            )
+            found, _ = proposal(model, bound.astype(matrix.dtype), region, length, vectors.T, dtype)
             u = found.step
             s = d * u
             image = jnp.matmul(matrix, s, precision=HIGHEST)

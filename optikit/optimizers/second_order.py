@@ -91,7 +91,9 @@ def second_order(
         return search.params, search.next, new, info_from_search(search)
 
     evaluate = solve.evaluate or value_and_grad
-    return Optimizer(init, step, evaluate=evaluate, monotone=True, name=name)
+    return Optimizer(
+        init, step, evaluate=evaluate, monotone=True, name=name, learns=solve.truncated
+    )
 
 
 def looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Search:
@@ -127,9 +129,9 @@ def newton(
 ) -> Optimizer:
     """Dense Newton with a line search, safe on indefinite and singular Hessians.
 
-    The search (`wolfe`) may go beyond the Newton step, which is too short wherever the
-    objective is flatter than its model or the Hessian had to be modified. Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
-    grad a trial.
+    The search (`wolfe`) may go beyond the Newton step, which is too short wherever the objective is
+    flatter than its model or the Hessian had to be modified. Positive definite Hessians are
+    factorised by Cholesky. Per step: one hessian, n^3/3 flops, one grad a trial.
 
     Args:
       modify: what becomes of others: "eigenvalue" uses |H| (9 n^3 flops) and leaves saddles along
