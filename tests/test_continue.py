@@ -185,5 +185,5 @@ def test_a_state_of_another_solve_is_refused():
     with pytest.raises(TypeError, match="got dict"):
         solve("newton", state={})
     short = solve(ok.optimizers.lbfgs(memory=3))
-    with pytest.raises(ValueError, match=r"state\.state\.s is float64\[3, 3\]"):
+    with pytest.raises(ValueError, match=r"state\.state\.pairs is float64\[2, 3, 3\]"):
         solve(ok.optimizers.lbfgs(memory=5), state=short.state)

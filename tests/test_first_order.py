@@ -205,7 +205,9 @@ def test_what_was_learnt_is_dropped_once_when_its_direction_fails(name):
     fresh = method.init(at)
     uphill = {
         "bfgs": lambda: fresh._replace(inverse_hessian=-jnp.eye(2), fresh=jnp.asarray(False)),
-        "lbfgs": lambda: fresh._replace(gamma=-fresh.gamma, held=fresh.held.at[0].set(True)),
+        "lbfgs": lambda: fresh._replace(
+            gamma=-fresh.gamma, held=jnp.asarray(1, jnp.int32), sy=jnp.diag(jnp.arange(1.0, 11.0))
+        ),
         "nonlinear-cg": lambda: fresh._replace(direction=at.grad, since=jnp.asarray(3, jnp.int32)),
     }[name]()
     key = jax.random.key(0)

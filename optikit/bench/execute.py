@@ -65,6 +65,7 @@ class Programs(NamedTuple):
 def programs(problem: Problem, optimizer: Optimizer, params: Any, key: jax.Array) -> Programs:
     """Compile, with a stamp after each stage."""
     spent = {"trace": 0.0, "lower": 0.0, "compile": 0.0}
+    options = dict(compiler_options((params, problem.args), params)) or None
 
     def build(function, *args):
         marks = [time.perf_counter()]
@@ -72,7 +73,7 @@ def programs(problem: Problem, optimizer: Optimizer, params: Any, key: jax.Array
         marks.append(time.perf_counter())
         lowered = traced.lower()
         marks.append(time.perf_counter())
-        compiled = lowered.compile(dict(compiler_options(args)) or None)
+        compiled = lowered.compile(options)
         marks.append(time.perf_counter())
         for stage, a, b in zip(spent, marks[:-1], marks[1:], strict=True):
             spent[stage] += b - a

@@ -1,8 +1,10 @@
 """Compilation that suits the size of a problem.
 
 On a CPU, XLA's fusion emitters produce faster code for large arrays at two to three times the
-compile time. Where params and data together are small, a solve is over before the faster code could
-repay that, so such programs are compiled without them.
+compile time, and LLVM's optimisation takes most of what is left. Where params and data together
+are small, a solve is over before the faster code could repay that: small programs are compiled
+without the fusion emitters, tiny ones also without LLVM's optimisation, which takes a thousand
+solves or more to repay what it costs them.
 """
 
 import functools
@@ -16,40 +18,67 @@ from jax.extend import core as jex
 SMALL = 2**15
 """Entries of all array arguments together, up to which a program is compiled quickly."""
 
+TINY = 2**8
+"""The same with those of the parameters squared, up to which it is compiled at once."""
+
 with core.eval_context():
     _OUTSIDE = jex.get_opaque_trace_state()
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+THOROUGH: Mapping[str, Any] = {}
+QUICK: Mapping[str, Any] = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+AT_ONCE: Mapping[str, Any] = {**QUICK, "xla_backend_optimization_level": 0}
 
 
 def jit(
-    function: Callable[..., Any], *, unweighed: Collection[str] = (), **options: Any
+    function: Callable[..., Any],
+    *,
+    parameters: int | None = None,
+    unweighed: Collection[str] = (),
+    **options: Any,
 ) -> Callable[..., Any]:
     """`jax.jit`, compiled quickly where the arguments are small and the backend is a CPU.
 
     Inside another transformation it is `jax.jit` itself.
 
     Args:
+      parameters: which positional argument a matrix may be over; without it, no program is tiny.
       unweighed: keyword arguments whose size does not count, so that a program with them and one
         without are compiled alike, and round alike.
     """
-    thorough = jax.jit(function, **options)
-    quick = jax.jit(function, compiler_options=QUICK, **options)
+    programs = [
+        (o, jax.jit(function, compiler_options=dict(o) or None, **options))
+        for o in (THOROUGH, QUICK, AT_ONCE)
+    ]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         weighed = {name: value for name, value in kwargs.items() if name not in unweighed}
-        return (quick if compiler_options((args, weighed)) else thorough)(*args, **kwargs)
+        matrix = None if parameters is None else args[parameters]
+        chosen = compiler_options((args, weighed), matrix)
+        return next(p for o, p in programs if o is chosen)(*args, **kwargs)
 
     return call
 
 
-def compiler_options(arguments: Any) -> Mapping[str, Any]:
-    """Options to compile a program for these arguments with; empty for XLA's defaults."""
-    leaves = jax.tree.leaves(arguments)
-    if sum(getattr(leaf, "size", 1) for leaf in leaves) > SMALL:
-        return {}
-    return {} if under_transformation() or not _applicable() else QUICK
+def compiler_options(arguments: Any, parameters: Any = None) -> Mapping[str, Any]:
+    """Options to compile a program for these arguments with; empty for XLA's defaults.
+
+    Args:
+      arguments: all of them, the parameters too.
+      parameters: those that a matrix may be over; None where that is not known.
+    """
+    entries = _entries(arguments)
+    if entries > SMALL or under_transformation() or not _applicable():
+        return THOROUGH
+    tiny = parameters is not None and entries + _entries(parameters) ** 2 <= TINY
+    return AT_ONCE if tiny else QUICK
+
+
+def _entries(arrays: Any) -> int:
+    return sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(arrays))
 
 
 def under_transformation() -> bool:
@@ -63,7 +92,7 @@ def _applicable() -> bool:
     if jax.default_backend() != "cpu":
         return False
     try:
-        jax.jit(lambda: 0, compiler_options=QUICK)()
+        jax.jit(lambda: 0, compiler_options=dict(AT_ONCE))()
     except Exception:  # jaxlib's error type for an unknown option is not public
         return False
     return True

@@ -12,11 +12,11 @@ References: Nocedal & Wright (2006), Algorithms 3.5 and 3.6, eq. 3.59; Hager & Z
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Scalar, memoized, tally, times, tree
+from optikit.core.loops import while_loop
 from optikit.globalize.search import (
     Globalize,
     Propose,
@@ -111,7 +111,7 @@ def wolfe(
         start = _Point(zero, at.value, slope)
         no = jnp.asarray(False)
         descent = slope < 0
-        run = lax.while_loop(
+        run = while_loop(
             running,
             body,
             _Run(

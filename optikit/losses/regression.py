@@ -6,7 +6,7 @@ The residual is target - output or its negative; every formula stands beside its
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.stats import norm as gaussian
+from jax.scipy.special import ndtr
 from jaxtyping import Array
 
 from optikit.core import Key, memoized
@@ -55,7 +55,7 @@ def _huber(delta: float = 1.0) -> Loss:
 
     def masses(dtype) -> tuple[Array, Array]:
         d = jnp.asarray(delta, dtype)
-        centre = jnp.sqrt(2 * jnp.pi).astype(dtype) * (2 * gaussian.cdf(d) - 1)
+        centre = jnp.sqrt(2 * jnp.pi).astype(dtype) * (2 * ndtr(d) - 1)
         return centre, 2 * jnp.exp(-(d**2) / 2) / d
 
     def sample(key: Key, outputs: Array) -> Array:

@@ -2,7 +2,7 @@
 
 The inverse Hessian of the last m pairs is applied by two products with (m, n) matrices and one
 small triangular system each way, where the two-loop recursion is a chain of 4 m dependent
-operations (a launch each on a GPU). Slots of the history that hold no curved pair are masked.
+operations (a launch each on a GPU). Rows of the history that hold no curved pair are masked.
 
 References: Byrd, Nocedal & Schnabel (1994), "Representations of quasi-Newton matrices", eq. 3.1;
 Nocedal & Wright (2006), Algorithm 7.5 and eq. 7.20 for the scaling.
@@ -32,12 +32,11 @@ from optikit.optimizers.quasi_newton import (
 class LbfgsState(NamedTuple):
     """What the next L-BFGS step needs: the last m pairs in a ring, and their inner products."""
 
-    s: Float[Array, "m n"]  # differences of parameters
-    y: Float[Array, "m n"]  # differences of gradients
-    sy: Float[Array, "m m"]  # s_i . y_j
+    pairs: Float[Array, "2 m n"]  # differences of parameters (s), and of gradients (y)
+    sy: Float[Array, "m m"]  # s_i . y_j, oldest pair first, like yy
     yy: Float[Array, "m m"]  # y_i . y_j
-    held: Bool[Array, " m"]  # which slots hold a pair
-    newest: Int[Array, ""]  # the slot written last
+    held: Int[Array, ""]  # how many pairs count, the newest ones
+    newest: Int[Array, ""]  # the row of pairs written last
     gamma: Scalar  # scale of the initial inverse Hessian
 
 
@@ -56,14 +55,13 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
 
     def init(at: Eval) -> LbfgsState:
         gradient = ravel_pytree(at.grad)[0]
-        pairs = jnp.zeros((memory, gradient.size), gradient.dtype)
+        pairs = jnp.zeros((2, memory, gradient.size), gradient.dtype)
         products = jnp.zeros((memory, memory), gradient.dtype)
         return LbfgsState(
-            s=pairs,
-            y=pairs,
+            pairs=pairs,
             sy=products,
             yy=products,
-            held=jnp.zeros(memory, bool),
+            held=jnp.asarray(0, jnp.int32),
             newest=jnp.asarray(memory - 1, jnp.int32),
             gamma=first_scale(gradient),
         )
@@ -76,11 +74,10 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
         unseen = OVERSHOOT * state.gamma * jnp.vdot(gradient, gradient) / 2
         unseen = unseen.astype(search.promised.dtype)
         search = search._replace(promised=jnp.maximum(search.promised, unseen))
-        search, again = forgiven(search, ~jnp.any(state.held))
+        search, again = forgiven(search, state.held == 0)
         new = _updated(state, s, y, search.accepted)
-        # the pairs may stay where no slot is held
         new = new._replace(
-            held=new.held & ~again,
+            held=jnp.where(again, 0, new.held),
             gamma=jnp.where(again, first_scale(gradient), new.gamma),
         )
         return search.params, search.next, new, info_from_search(search)
@@ -90,43 +87,54 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
 
 def _inverse_product(state: LbfgsState, g: Array) -> Array:
     """H g = gamma g + S^T R^-T ((D + gamma Y Y^T) R^-1 S g - gamma Y g) - gamma Y^T R^-1 S g."""
-    memory = state.held.size
-    order = (state.newest + 1 + jnp.arange(memory, dtype=jnp.int32)) % memory  # oldest first
-    both = state.held[order][:, None] & state.held[order][None, :]
-    identity = jnp.eye(memory, dtype=g.dtype)
-    products = jnp.where(both, state.sy[order][:, order], identity)
-    r = jnp.triu(products)
-    inner = jnp.diag(jnp.diagonal(products)) + state.gamma * state.yy[order][:, order]
-    s, y, gamma = state.s, state.y, state.gamma
-    sg, yg = (jnp.matmul(a, g, precision=HIGHEST)[order] for a in (s, y))
+    gamma, memory = state.gamma, state.sy.shape[0]
+    ages = jnp.arange(memory, dtype=jnp.int32)
+    counts = ages >= memory - state.held
+    both = counts[:, None] & counts[None, :]
+    r = jnp.triu(jnp.where(both, state.sy, jnp.eye(memory, dtype=g.dtype)))
+    inner = jnp.diag(jnp.diagonal(r)) + gamma * jnp.where(both, state.yy, 0)
+    products = _aged(jnp.matmul(_rows(state.pairs), g, precision=HIGHEST), state.newest)
+    sg, yg = jnp.where(counts, products, 0)
     u = solve_triangular(r, sg)
-    v = solve_triangular(r, jnp.matmul(inner, u, precision=HIGHEST) - gamma * yg, trans=1)
-    back = jnp.zeros(memory, g.dtype).at[order].set(v), jnp.zeros(memory, g.dtype).at[order].set(u)
-    along_s = jnp.matmul(back[0], s, precision=HIGHEST)
-    along_y = jnp.matmul(back[1], y, precision=HIGHEST)
-    return gamma * (g - along_y) + along_s
+    v = solve_triangular(r, jnp.sum(inner * u[None, :], axis=1) - gamma * yg, trans=1)
+    back = (ages - state.newest - 1) % memory  # the age of each row
+    weights = jnp.concatenate([v[back], -gamma * u[back]])
+    return gamma * g + jnp.matmul(weights, _rows(state.pairs), precision=HIGHEST)
+
+
+def _rows(pairs: Float[Array, "2 m n"]) -> Float[Array, " 2m n"]:
+    return pairs.reshape(-1, pairs.shape[-1])
+
+
+def _aged(products: Array, newest: Int[Array, ""]) -> Float[Array, "2 m"]:
+    """Products with the rows of the ring, in order of age: the oldest pair first."""
+    products = products.reshape(2, -1)
+    memory = products.shape[1]
+    return products[:, (newest + 1 + jnp.arange(memory, dtype=jnp.int32)) % memory]
 
 
 def _updated(state: LbfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> LbfgsState:
-    """The state with the pair in the oldest slot, or unchanged if the pair is not curved."""
+    """The state with the pair in place of the oldest, or unchanged if the pair is not curved."""
     learn = accepted & is_curved(s, y)
-    slot = (state.newest + 1) % state.held.size
-    sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)
+    memory = state.sy.shape[0]
+    row = jnp.where(learn, (state.newest + 1) % memory, state.newest).astype(jnp.int32)
+    pair = jnp.stack([s, y])
+    pairs = state.pairs.at[:, row].set(jnp.where(learn, pair, state.pairs[:, row]))
+    products = jnp.matmul(_rows(pairs), pair.T, precision=HIGHEST)
+    s_on_y, y_on_y = _aged(products[:, 1], row)
+    y_on_s = _aged(products[:, 0], row)[1]
+    sy, yy = s_on_y[-1], y_on_y[-1]
 
-    def put(rows: Array, row: Array) -> Array:
-        return rows.at[slot].set(jnp.where(learn, row, rows[slot]))
+    def grown(old: Array, column: Array, last: Array) -> Array:
+        """The products without the oldest pair's, with the new pair's."""
+        above = jnp.concatenate([old[1:, 1:], column[:-1, None]], axis=1)
+        return jnp.where(learn, jnp.concatenate([above, last[None, :]]), old)
 
-    new_s, new_y = put(state.s, s), put(state.y, y)
-    column, row = (jnp.matmul(a, b, precision=HIGHEST) for a, b in ((new_s, y), (new_y, s)))
-    yy_row = jnp.matmul(new_y, y, precision=HIGHEST)
-    new_sy = state.sy.at[:, slot].set(column).at[slot, :].set(row)
-    new_yy = state.yy.at[:, slot].set(yy_row).at[slot, :].set(yy_row)
     return LbfgsState(
-        new_s,
-        new_y,
-        jnp.where(learn, new_sy, state.sy),
-        jnp.where(learn, new_yy, state.yy),
-        state.held.at[slot].set(learn | state.held[slot]),
-        jnp.where(learn, slot, state.newest).astype(jnp.int32),
+        pairs,
+        grown(state.sy, s_on_y, y_on_s),
+        grown(state.yy, y_on_y, y_on_y),
+        jnp.where(learn, jnp.minimum(state.held + 1, memory), state.held).astype(jnp.int32),
+        row,
         jnp.where(learn, sy / jnp.where(learn, yy, 1), state.gamma),
     )

@@ -61,6 +61,7 @@ def drive(
     jit,
     static_argnums=0,
     static_argnames=("method", "criterion", "trace_rows", "reason"),
+    parameters=1,
     unweighed=("state",),
 )
 def _run(

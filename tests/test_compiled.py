@@ -1,0 +1,77 @@
+"""How programs are compiled: what the loop carries, which options suit which size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optikit as ok
+from optikit.core import compiled
+from optikit.core.loops import while_loop
+
+
+def fibonacci_like(packed):
+    """A loop with scalars of several dtypes, arrays, a key and an empty field in its carry."""
+    loop = while_loop if packed else jax.lax.while_loop
+    start = {
+        "a": jnp.float64(0), "b": jnp.float64(1), "narrow": jnp.float32(1), "count": jnp.int32(0),
+        "flag": jnp.asarray(False), "key": jax.random.key(0), "row": jnp.zeros(3), "none": None,
+    }  # fmt: skip
+
+    def body(c):
+        return c | {
+            "a": c["b"], "b": c["a"] + c["b"], "narrow": c["narrow"] / 3, "count": c["count"] + 1,
+            "flag": ~c["flag"], "key": jax.random.fold_in(c["key"], c["count"]),
+            "row": c["row"].at[c["count"] % 3].add(c["a"]),
+        }  # fmt: skip
+
+    return loop(lambda c: c["count"] < 11, body, start)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_a_loop_with_packed_scalars_is_the_same_loop(wrap):
+    plain, packed = wrap(lambda: fibonacci_like(False))(), wrap(lambda: fibonacci_like(True))()
+    assert jax.tree.structure(plain) == jax.tree.structure(packed)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(packed), strict=True):
+        assert a.dtype == b.dtype
+        a, b = (jax.random.key_data(x) if x.dtype == plain["key"].dtype else x for x in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_packed_loop_batches():
+    def halved(x):
+        return while_loop(lambda c: c[0] > 1, lambda c: (c[0] / 2, c[1] + 1), (x, 0))[1]
+
+    np.testing.assert_array_equal(jax.vmap(halved)(jnp.array([1.0, 3.0, 100.0])), [0, 2, 7])
+
+
+def test_options_follow_the_size():
+    if jax.default_backend() != "cpu":
+        pytest.skip("the options are of XLA's CPU compiler")
+    few, many = jnp.zeros(10), jnp.zeros(compiled.SMALL + 1)
+    assert compiled.compiler_options(few, few) is compiled.AT_ONCE
+    assert compiled.compiler_options((few, jnp.zeros(1000)), few) is compiled.QUICK
+    assert compiled.compiler_options(jnp.zeros(40), jnp.zeros(40)) is compiled.QUICK
+    assert compiled.compiler_options(few) is compiled.QUICK
+    assert compiled.compiler_options(many, many) is compiled.THOROUGH
+    found = []
+    jax.jit(lambda x: found.append(compiled.compiler_options(x, x)) or x)(few)
+    assert found == [compiled.THOROUGH]
+
+
+@pytest.mark.parametrize(
+    ("method", "traces"),
+    [("newton", 4), ("newton-cg", 4), ("bfgs", 3), ("lbfgs", 3), ("trust-region", 4),
+     ("trust-region-exact", 4), ("cubic", 4), ("nonlinear-cg", 3), ("adam", 5)],
+)  # fmt: skip
+def test_the_objective_is_traced_few_times_and_once_for_all(method, traces):
+    """For its shape, at the start, in the loop, and for a curvature; never again for other data."""
+    seen = []
+
+    def fun(x, scale):
+        seen.append(1)
+        return jnp.sum(scale * x**4 + x**2)
+
+    for scale in (1.0, 2.0):
+        ok.minimize(fun, jnp.ones(3), args=(jnp.asarray(scale),), method=method, max_steps=3)
+    assert len(seen) <= traces
