@@ -29,6 +29,7 @@ ARGUMENTS = {"adam": {"learning_rate": 0.05}}
 METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
 NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
+NEEDS_STRUCTURE = {"natural-gradient"}
 
 
 def optimizer(name):
@@ -37,7 +38,10 @@ def optimizer(name):
 
 def suits(method, problem):
     """Whether a method is meant for a problem."""
-    return method not in NEEDS_RESIDUALS or residual_vector(PROBLEMS[problem].objective) is not None
+    objective = PROBLEMS[problem].objective
+    if method in NEEDS_STRUCTURE:
+        return objective.kind != "black_box"
+    return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None
 
 
 PAIRS = [(m, p) for m in METHODS for p in PROBLEMS if suits(m, p)]

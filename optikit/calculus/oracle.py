@@ -219,7 +219,7 @@ class Oracle(NamedTuple):
 
     def _output_product(self, kind: CurvatureKind, params: Params):
         objective, loss = self._need_composite(kind)
-        curvature = self._output_curvature(kind)
+        curvature = self.output_curvature(kind)
         inputs, targets, weights = split_data(objective, self.args)
         outputs, forward = jax.linearize(lambda p: outputs_of(objective, p, inputs), params)
         backward = jax.linear_transpose(forward, params)
@@ -233,7 +233,8 @@ class Oracle(NamedTuple):
 
         return apply
 
-    def _output_curvature(self, kind: str):
+    def output_curvature(self, kind: str) -> Callable[[Array, Array, Array], Array]:
+        """(outputs, targets, vectors) -> products in output space, for "ggn" or "fisher"."""
         loss = loss_of(self.objective)
         if kind != "fisher":
             return loss.hvp
@@ -249,9 +250,7 @@ class Oracle(NamedTuple):
     def _structured(self, kind: str, params: Params) -> Float[Array, "n n"] | None:
         if self.objective.kind != "composite":
             return None
-        dense = structured_curvature(
-            self.objective, params, self.args, self._output_curvature(kind)
-        )
+        dense = structured_curvature(self.objective, params, self.args, self.output_curvature(kind))
         return None if dense is None else add_penalty_diagonal(dense, self.objective, params)
 
     def _plus_penalty(self, product: Params, params: Params, v: Params) -> Params:
