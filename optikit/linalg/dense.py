@@ -71,9 +71,9 @@ def newton_step(
     d = equilibration(matrix)
     scaled, slopes = d[:, None] * matrix * d[None, :], d * gradient
     factor = jnp.linalg.cholesky(scaled)
-    # the squared ratio of pivots bounds the condition number from below
-    pivots = jnp.diagonal(factor)
-    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > n * eps * jnp.max(pivots) ** 2)
+    # the squared ratio of pivots bounds the condition number from below; the scaling itself rounds
+    pivots, least = jnp.diagonal(factor), 8 * n * eps
+    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > least * jnp.max(pivots) ** 2)
 
     def solve(factor: Array) -> tuple[Array, Array]:
         return -d * jax.scipy.linalg.cho_solve((factor, True), slopes), jnp.asarray(True)
