@@ -13,11 +13,16 @@ import numpy as np
 
 
 class Outcome(NamedTuple):
-    """A point, whether the solver calls it a success, and its steps where it tells."""
+    """A point, whether the solver calls it a success, and its steps where it tells.
+
+    gradients: what it asked of the objective, where it tells: a gradient is 1, a value 1/2, a
+    product with the Hessian 2, a dense Hessian 2 n.
+    """
 
     x: Any
     success: Any
     steps: Any
+    gradients: Any = None
 
 
 Solver = Callable[[Callable, Any, tuple, float], Outcome]
@@ -28,7 +33,9 @@ def optikit_by(method: str, max_steps: int) -> Solver:
 
     def solve(fun, x0, args, tol):
         sol = ok.minimize(fun, x0, args=args, method=method, tol=tol, max_steps=max_steps)
-        return Outcome(sol.params, sol.success, sol.steps)
+        paid = sol.counts
+        gradients = paid.grad + paid.value / 2 + 2 * paid.hvp + 2 * x0.size * paid.hessian
+        return Outcome(sol.params, sol.success, sol.steps, gradients)
 
     return solve
 
@@ -49,21 +56,35 @@ def scipy_by(method: str, max_steps: int) -> Solver:
     def solve(fun, x0, args, tol):
         value_and_grad, product, hessian = derivatives(fun)
 
+        asked = 0
+
         def both(x):
+            nonlocal asked
+            asked += 1
             value, grad = value_and_grad(x, *args)
             return float(value), np.asarray(grad, np.float64)
+
+        def hessp(x, v):
+            nonlocal asked
+            asked += 2
+            return np.asarray(product(x, v, *args))
+
+        def hess(x):
+            nonlocal asked
+            asked += 2 * x.size
+            return np.asarray(hessian(x, *args))
 
         options: dict[str, Any] = {stop: tol, "maxiter": max_steps}
         more: dict[str, Callable] = {}
         if method == "L-BFGS-B":
             options |= {"ftol": 0.0, "maxfun": 20 * max_steps}
         if method in ("Newton-CG", "trust-ncg", "trust-krylov"):
-            more["hessp"] = lambda x, v: np.asarray(product(x, v, *args))
+            more["hessp"] = hessp
         if method == "trust-exact":
-            more["hess"] = lambda x: np.asarray(hessian(x, *args))
+            more["hess"] = hess
         start = np.asarray(x0, np.float64)
         found = minimize(both, start, jac=True, method=method, options=options, **more)
-        return Outcome(found.x, found.success, found.nit)
+        return Outcome(found.x, found.success, found.nit, asked)
 
     return solve
 
@@ -136,7 +157,7 @@ def _swapped(fun, args, x):
 
 
 OURS = (
-    "newton", "newton-cg", "trust-region", "trust-region-exact", "cubic", "dogleg",
+    "auto", "newton", "newton-cg", "trust-region", "trust-region-exact", "cubic", "dogleg",
     "bfgs", "lbfgs", "sr1", "nonlinear-cg",
 )  # fmt: skip
 SCIPY = ("L-BFGS-B", "BFGS", "Newton-CG", "trust-ncg", "trust-exact")

@@ -180,6 +180,24 @@ def test_bfgs_learns_an_ill_conditioned_quadratic_and_claims_nothing_early():
     np.testing.assert_allclose(sol.params, 1.0, atol=1e-2)
 
 
+@pytest.mark.parametrize("method", ["bfgs", "lbfgs", "sr1", "nonlinear-cg"])
+def test_learnt_curvature_claims_no_success_far_from_a_stationary_point(method):
+    """A valley whose walls rise by tens of orders of magnitude, where learning comes to rest."""
+    times_, truth = jnp.arange(50.0, 130.0, 5.0), jnp.asarray([5.6e-3, 6180.0, 345.0])
+
+    def model(p):
+        return p[0] * jnp.exp(p[1] / (times_ + p[2]))
+
+    def misfit(p):
+        return jnp.sum((model(p * jnp.asarray([1e-2, 1e1, 1.0])) - model(truth)) ** 2)
+
+    start = jnp.asarray([200.0, 400.0, 250.0])
+    sol = ok.minimize(misfit, start, method=method)
+    first = jnp.max(jnp.abs(jax.grad(misfit)(start)))
+    scale = max(1.0, float(first), abs(float(sol.value)))
+    assert not sol.success or float(sol.grad_norm) <= 1e-6 * scale
+
+
 @pytest.mark.parametrize("name", ["bfgs", "lbfgs", "nonlinear-cg"])
 def test_what_was_learnt_is_dropped_once_when_its_direction_fails(name):
     oracle = bind(black_box(lambda x: jnp.sum(jnp.cosh(x))))

@@ -1,6 +1,7 @@
 """Methods built on exact models: subproblems by their optimality conditions, methods by theorems."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,10 @@ def _model(matrix, linear, bound):
     oracle = bind(objective)
     at = oracle.value_and_grad(jnp.zeros_like(linear))
     inner = Inner(jnp.asarray(0.0, linear.dtype), jnp.asarray(0.0, linear.dtype))
+    dense = exact(scaled=False), exact(region="cubic", scaled=False)
     found = [
         solver.prepare(oracle, at, "hessian", jax.random.key(0)).propose(bound, inner)
-        for solver in (exact(), exact(region="cubic"), krylov(), krylov(region="cubic"))
+        for solver in (*dense, krylov(), krylov(region="cubic"))
     ]
     return [d._replace(counts=d.counts.hvp) for d in found]
 
@@ -97,6 +99,32 @@ def test_over_the_whole_space_krylov_is_exact(name, bound):
         assert int(there.counts) <= N
 
 
+@pytest.mark.parametrize("method", ["newton", "trust-region-exact", "cubic"])
+def test_the_units_of_the_parameters_do_not_matter(method):
+    """f(U x) from U^-1 x0 gives U^-1 times the same iterates, through an indefinite region too."""
+    units = jnp.asarray([2.0**20, 2.0**-30, 2.0**10])  # of geometric mean 1
+    first = {"trust-region-exact": {"radius": 0.5}, "cubic": {"sigma": 1.0}}.get(method, {})
+    optimizer, start = named(method, **first), jnp.asarray([-1.2, 1.0, 0.3])
+
+    def rosenbrock(x):
+        return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+    for steps in (1, 5, 12):
+        run = functools.partial(ok.minimize, method=optimizer, max_steps=steps)
+        plain = run(rosenbrock, start)
+        scaled = run(lambda x: rosenbrock(units * x), start / units)
+        np.testing.assert_allclose(units * scaled.params, plain.params, rtol=1e-6)
+
+
+def test_the_weight_of_an_idle_cubic_term_is_left_alone():
+    """Far from its minimum a quadratic is solved in one step, whatever the weight: none is lost."""
+    method, oracle = named("cubic", sigma=1e-6), bind(black_box(lambda x: jnp.sum((x - 3) ** 2)))
+    start = begin(method, oracle, jnp.zeros(3), jax.random.key(0))
+    end = advance(method, oracle, start, 30, jnp.asarray(1e-8), gradient_criterion)
+    assert int(end.status) == Status.CONVERGED
+    assert float(end.state.globalize) == 1e-6
+
+
 def test_gltr_beats_steihaug_beyond_the_boundary():
     """The same Krylov space, but minimised over: more decrease, never less."""
     values = np.linspace(-1, 10, 40)
@@ -109,7 +137,7 @@ def test_gltr_beats_steihaug_beyond_the_boundary():
     radius = jnp.asarray(2.0)
     gltr, steihaug, best = (
         s.prepare(oracle, at, "hessian", key).propose(radius, inner)
-        for s in (krylov(), conjugate_gradients(), exact())
+        for s in (krylov(), conjugate_gradients(), exact(scaled=False))
     )
     assert float(steihaug.predicted) < float(gltr.predicted) <= float(best.predicted) * (1 + 1e-12)
     assert float(gltr.predicted) > 0.99 * float(best.predicted)

@@ -20,6 +20,9 @@ from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
 from optikit.globalize.search import Globalize, Propose, Search, Trials, verdict
 
+NEGLIGIBLE = 1e-3
+"""Part of the predicted decrease below which the cubic term does not matter."""
+
 
 class _Run(NamedTuple):
     sigma: Scalar
@@ -28,6 +31,7 @@ class _Run(NamedTuple):
     promised: Scalar
     scale: Scalar
     accepted: Bool[Array, ""]
+    moved: Bool[Array, ""]  # the last trial was another point, to rounding
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
     counts: Counts
@@ -69,17 +73,18 @@ def cubic_regularization(
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
         dtype = at.value.dtype
-        smallest = tree.eps(dtype) * jnp.maximum(tree.norm(at.params).astype(dtype), 1e-3)
         least = float(jnp.finfo(dtype).tiny)
 
         def running(c: _Run) -> Array:
-            return ~c.accepted & (c.trials < max_trials) & (c.step_norm > smallest)
+            return ~c.accepted & (c.trials < max_trials) & c.moved
 
         def body(c: _Run) -> _Run:
             direction = propose(c.sigma)
             size = tree.norm(direction.step).astype(dtype)
-            extra = c.sigma * size * size * size / 3
-            trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
+            length = size if direction.length is None else direction.length
+            extra = c.sigma * length * length * length / 3
+            there = tree.add_scaled(at.params, 1.0, direction.step)
+            trial = evaluate(oracle, there, at)
             seen = verdict(
                 at, trial, direction.predicted - extra, accept=accept, shrink_below=raise_below,
                 grow_above=lower_above,
@@ -91,6 +96,9 @@ def cubic_regularization(
             lower = jnp.clip(jnp.where(usable, fitted, 0.5), 0.1, 0.5)
             trusted = seen.good & ~seen.in_noise
             factor = jnp.where(seen.poor, higher, jnp.where(trusted, lower, 1))
+            # a weight that no longer matters is left alone: many trials would bring it back
+            idle = extra <= NEGLIGIBLE * direction.predicted
+            factor = jnp.where(idle, jnp.maximum(factor, 1), factor)
             return _Run(
                 sigma=jnp.maximum(factor * c.sigma, least),
                 trial=trial,
@@ -98,6 +106,7 @@ def cubic_regularization(
                 promised=jnp.where(c.trials == 0, direction.promised, c.promised),
                 scale=direction.scale,
                 accepted=seen.accepted,
+                moved=tree.max_abs(tree.subtract(there, at.params)) > 0,
                 seen_finite=c.seen_finite | seen.finite,
                 trials=c.trials + 1,
                 counts=tally(c.counts, direction.counts, evaluate.price),
@@ -108,7 +117,7 @@ def cubic_regularization(
             running,
             body,
             _Run(
-                state, at, jnp.full((), jnp.inf, dtype), zero, zero, no, no,
+                state, at, zero, zero, zero, no, ~no, no,
                 jnp.asarray(0, jnp.int32), times(0, Counts()),
             ),
         )  # fmt: skip

@@ -93,7 +93,9 @@ def hager_zhang(
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
         direction = propose(unlimited(at.value))
-        d, slope = direction.step, direction.slope
+        d = direction.step
+        # along negative curvature the second order has its say; on a saddle the only one
+        slope = direction.slope + jnp.minimum(direction.curvature, 0) / 2
         dtype = at.value.dtype
         slack = noise(at.value)
         probing = (state > 0) if start == "previous" else jnp.asarray(False)

@@ -19,6 +19,9 @@ from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
 from optikit.globalize.search import Globalize, Propose, Search, Trials, verdict
 
+GROWTH = 3.0
+"""Of the radius, after a very good step that it had cut."""
+
 
 class _Run(NamedTuple):
     radius: Scalar
@@ -28,6 +31,7 @@ class _Run(NamedTuple):
     promised: Scalar
     scale: Scalar
     accepted: Bool[Array, ""]
+    moved: Bool[Array, ""]  # the last trial was another point, to rounding
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
     counts: Counts
@@ -49,7 +53,7 @@ def trust_region(
       radius: the first radius; by default max(1, |params|).
       accept: least ratio of actual to predicted decrease.
       shrink_below, grow_above: ratios below which the radius becomes |s| / 4, and above which it
-        doubles if it was binding.
+        triples if it was binding.
       max_trials: trials before the step is given up.
       gradients: evaluate gradients with the values; see `Trials`.
 
@@ -65,10 +69,9 @@ def trust_region(
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
         dtype = at.value.dtype
-        smallest = tree.eps(dtype) * jnp.maximum(tree.norm(at.params).astype(dtype), 1e-3)
 
         def running(c: _Run) -> Array:
-            return ~c.accepted & (c.trials < max_trials) & (c.radius > smallest)
+            return ~c.accepted & (c.trials < max_trials) & c.moved
 
         def body(c: _Run) -> _Run:
             direction = propose(c.radius)
@@ -78,12 +81,13 @@ def trust_region(
             if direction.resolved is not None:
                 cut |= ~direction.resolved
             whole = jnp.where(cut, jnp.inf, size)
-            trial = evaluate(oracle, tree.add_scaled(at.params, 1.0, direction.step), at)
+            there = tree.add_scaled(at.params, 1.0, direction.step)
+            trial = evaluate(oracle, there, at)
             seen = verdict(
                 at, trial, direction.predicted, accept=accept, shrink_below=shrink_below,
                 grow_above=grow_above, with_gradient=gradients,
             )  # fmt: skip
-            grown = jnp.where(direction.at_boundary, 2 * c.radius, c.radius)
+            grown = jnp.where(direction.at_boundary, GROWTH * c.radius, c.radius)
             new_radius = jnp.where(seen.poor, length / 4, jnp.where(seen.good, grown, c.radius))
             new_radius = jnp.where(jnp.isfinite(new_radius), new_radius, c.radius / 4)
             return _Run(
@@ -94,6 +98,7 @@ def trust_region(
                 promised=jnp.where(c.trials == 0, direction.promised, c.promised),
                 scale=direction.scale,
                 accepted=seen.accepted,
+                moved=tree.max_abs(tree.subtract(there, at.params)) > 0,
                 seen_finite=c.seen_finite | seen.finite,
                 trials=c.trials + 1,
                 counts=tally(c.counts, direction.counts, evaluate.price),
@@ -105,7 +110,7 @@ def trust_region(
             running,
             body,
             _Run(
-                state, at, zero, zero, zero, zero, no, no, jnp.asarray(0, jnp.int32),
+                state, at, zero, zero, zero, zero, no, ~no, no, jnp.asarray(0, jnp.int32),
                 times(0, Counts()),
             ),
         )  # fmt: skip

@@ -69,7 +69,9 @@ def wolfe(
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: tuple) -> Search:
         direction = propose(unlimited(at.value))
-        d, slope = direction.step, direction.slope
+        d = direction.step
+        # along negative curvature the second order has its say; on a saddle the only one
+        slope = direction.slope + jnp.minimum(direction.curvature, 0) / 2
         dtype = at.value.dtype
         slack = noise(at.value)
         zero, inf = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)

@@ -97,9 +97,8 @@ def conjugate_gradients(
         kept = () if change is None else change.memory
         return Model(propose, tally(spent), look_along, kept)
 
-    if precondition == "none":
-        return Subproblem(prepare)
-    return Subproblem(prepare, init=lambda at: blank(precondition, at.params))
+    init = None if precondition == "none" else lambda at: blank(precondition, at.params)
+    return Subproblem(prepare, init=init, truncated=True)
 
 
 def _changed(

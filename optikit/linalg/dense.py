@@ -25,6 +25,9 @@ from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 GROUP = 8
 """The least number of problems of a batch whose matrices are decomposed together."""
 
+PASSES = 5
+"""Of the equilibration: each halves the orders of magnitude that are left."""
+
 
 @memoized
 def cholesky() -> Subproblem:
@@ -62,32 +65,35 @@ def newton_step(
 ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """-|H|^-1 g with the small eigenvalues of |H| bounded below; -H^-1 g where H is safe.
 
-    Also whether H is convex to rounding.
+    All in parameters scaled by `equilibration`, so that their units do not matter. Also whether H
+    is convex to rounding.
 
     Args:
       length: a typical length of the parameters: how far to go along negative curvature at a
         point where the gradient itself gives no step.
     """
     n, eps = gradient.size, tree.eps(matrix.dtype)
-    factor = jnp.linalg.cholesky(matrix)
-    pivots = jnp.diagonal(factor)
-    # the squared ratio of pivots bounds the condition number from below
-    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > n * eps * jnp.max(pivots) ** 2)
+    d = equilibration(matrix)
+    scaled, slopes = d[:, None] * matrix * d[None, :], d * gradient
+    factor = jnp.linalg.cholesky(scaled)
+    # the squared ratio of pivots bounds the condition number from below; the scaling itself rounds
+    pivots, least = jnp.diagonal(factor), 8 * n * eps
+    safe = jnp.all(jnp.isfinite(factor)) & (jnp.min(pivots) ** 2 > least * jnp.max(pivots) ** 2)
 
     def solve(factor: Array) -> tuple[Array, Array]:
-        return -jax.scipy.linalg.cho_solve((factor, True), gradient), jnp.asarray(True)
+        return -d * jax.scipy.linalg.cho_solve((factor, True), slopes), jnp.asarray(True)
 
     def unsafe() -> Array:
         # singular to rounding, as with a parameter the model does not need: a small shift decides,
         # large against rounding so that nothing drifts along the null space; only true negative
         # curvature is worth an eigendecomposition
-        shift = eps ** (2 / 3) * jnp.max(jnp.abs(jnp.diagonal(matrix)))
-        shifted = jnp.linalg.cholesky(matrix + shift * jnp.eye(n, dtype=matrix.dtype))
-        convex = jnp.all(jnp.isfinite(shifted)) & (shift > 0)
+        shift = eps ** (2 / 3)
+        shifted = jnp.linalg.cholesky(scaled + shift * jnp.eye(n, dtype=matrix.dtype))
+        convex = jnp.all(jnp.isfinite(shifted)) & jnp.any(matrix != 0)
         return lax.cond(
             convex,
             lambda: solve(shifted),
-            lambda: _saddle_free_step(matrix, gradient, length),
+            lambda: _saddle_free_step(scaled, slopes, d, length),
         )
 
     return lax.cond(safe, lambda: solve(factor), unsafe)
@@ -112,7 +118,7 @@ def _newton_steps_of_a_batch(axis_size, in_batched, matrix, gradient, length):
         for x, batched in zip((matrix, gradient, length), in_batched, strict=True)
     ]
     found, smallest = jax.vmap(solve_scaled)(every[0], every[1])
-    safe = smallest > matrix.shape[-1] * tree.eps(matrix.dtype)
+    safe = smallest > 8 * matrix.shape[-1] * tree.eps(matrix.dtype)
     width = min(axis_size, max(GROUP, axis_size // 8))
 
     def group(c: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -127,6 +133,25 @@ def _newton_steps_of_a_batch(axis_size, in_batched, matrix, gradient, length):
     start = jnp.where(safe[:, None], -found, 0), jnp.ones_like(safe), safe
     steps, convex, _ = lax.while_loop(lambda c: ~jnp.all(c[2]), group, start)
     return (steps, convex), (True, True)
+
+
+def equilibration(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """The d > 0 with which each row of diag(d) H diag(d) has a largest entry of about 1 in size.
+
+    For a positive definite H that is a unit diagonal. Reference: Ruiz (2001), "A scaling algorithm
+    to equilibrate both rows and columns norms in matrices".
+    """
+    sizes = jnp.abs(matrix)
+
+    def body(_: Array, d: Array) -> Array:
+        rows = d * jnp.max(sizes * d[None, :], axis=1)
+        return d / jnp.sqrt(jnp.where((rows > 0) & jnp.isfinite(rows), rows, 1))
+
+    # from a unit diagonal, so that the units of the parameters leave no trace
+    diagonal = jnp.diagonal(sizes)
+    usable = (diagonal > 0) & jnp.isfinite(diagonal)
+    first = 1 / jnp.sqrt(jnp.where(usable, diagonal, 1))
+    return lax.fori_loop(0, PASSES, body, first)
 
 
 def scaled_newton(
@@ -148,19 +173,22 @@ def scaled_newton(
     return safe, jnp.where(safe, step, 0)
 
 
-def _saddle_free_step(matrix: Array, gradient: Array, length: Scalar) -> tuple[Array, Array]:
-    finite = jnp.isfinite(matrix)
-    values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))
-    eps = tree.eps(matrix.dtype)
+def _saddle_free_step(
+    scaled: Array, slopes: Array, d: Array, length: Scalar
+) -> tuple[Array, Array]:
+    finite = jnp.isfinite(scaled)
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, scaled, 0))
+    eps = tree.eps(scaled.dtype)
     largest = jnp.max(jnp.abs(values))
     floor = jnp.where(largest > 0, eps ** (2 / 3) * largest, 1)
-    along = jnp.matmul(vectors.T, gradient, precision=HIGHEST)
+    along = jnp.matmul(vectors.T, slopes, precision=HIGHEST)
     coefficients = -along / jnp.maximum(jnp.abs(values), floor)
+    vectors = d[:, None] * vectors
     # the gradient may have no part along the most negative curvature, on a saddle none at all
     negative = values[0] < -floor
-    size = jnp.linalg.norm(coefficients)
-    least = 0.1 * jnp.where(size < 1e-3 * length, length, size)
-    sign = jnp.where(along[0] > 0, -1, 1).astype(matrix.dtype)
+    size = jnp.linalg.norm(jnp.matmul(vectors, coefficients, precision=HIGHEST))
+    least = 0.1 * jnp.where(size < 1e-3 * length, length, size) / jnp.linalg.norm(vectors[:, 0])
+    sign = jnp.where(along[0] > 0, -1, 1).astype(scaled.dtype)
     escape = sign * jnp.maximum(jnp.abs(coefficients[0]), least)
     coefficients = coefficients.at[0].set(jnp.where(negative, escape, coefficients[0]))
     step = jnp.matmul(vectors, coefficients, precision=HIGHEST)

@@ -1,10 +1,13 @@
 """Exact minimisers of dense models: in a ball (trust region), or under a cubic term.
 
 One eigendecomposition per step serves every radius or weight that the step tries; saddles, the hard
-case and singular matrices need no case distinction there (see `optikit.linalg.secular`). Its small
-eigenvalues are only right to rounding of the largest, so that parameters of very different units
-would spoil them; a Cholesky factorisation of the matrix scaled to a unit diagonal does not mind,
-and gives the Newton step where it is safe.
+case and singular matrices need no case distinction there (see `optikit.linalg.secular`). Parameters
+are measured in units of their own, the smallest that an equilibration of the matrix has asked for
+so far: a ball in the user's units would hold back those with large ones, and small eigenvalues are
+only right to rounding of the largest.
+
+Reference for the units: Moré (1978), "The Levenberg-Marquardt algorithm: implementation and
+theory", section 4.
 """
 
 from typing import Literal
@@ -17,7 +20,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, Scalar, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
-from optikit.linalg.dense import scaled_newton
+from optikit.linalg.dense import equilibration
 from optikit.linalg.secular import Spectrum, in_ball, spectrum, under_cubic
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
@@ -25,13 +28,14 @@ Region = Literal["ball", "cubic"]
 
 
 @memoized
-def exact(*, region: Region = "ball") -> Subproblem:
+def exact(*, region: Region = "ball", scaled: bool = True) -> Subproblem:
     """The global minimiser of the dense model, as a Subproblem.
 
     Args:
       region: "ball" for |s| <= radius; "cubic" to add sigma |s|^3 / 3, where sigma is passed in
         place of the radius. Without a radius (a line search), a model that is not convex is
         minimised within max(1, |params|).
+      scaled: measure |s| in the scaled parameters, else in the user's.
 
     Cost: one dense curvature matrix and 10 n^3 flops; each proposal costs O(n^2).
 
@@ -46,38 +50,53 @@ def exact(*, region: Region = "ball") -> Subproblem:
       -2.0
     """
 
-    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+    def prepare(
+        oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key, memory: Array | None = None
+    ) -> Model:
         op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
         matrix = op.dense()
         gradient, unravel = ravel_pytree(at.grad)
-        safe, newton = scaled_newton(matrix, gradient)
-        vectors, model = decomposed(matrix, gradient, safe)
+        units, d = _units(matrix, memory) if scaled else (memory, jnp.ones_like(gradient))
+        slopes = d * gradient
+        vectors, model = decomposed(d[:, None] * matrix * d[None, :], slopes)
         length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
         dtype = at.value.dtype
-        decrease = -jnp.vdot(gradient, newton) / 2
 
         def propose(bound: Scalar, inner: Inner) -> Direction:
             del inner
-            bound = bound.astype(matrix.dtype)
-            found, bottom = proposal(model, bound, region, length, vectors.T, dtype)
-            s, at_boundary = found.step, found.at_boundary
-            if region == "ball":
-                # the last piece of the way, which small eigenvalues may have missed
-                farther, cut = dogleg_step(s, newton, bound)
-                s, at_boundary = tree.where(safe, (farther, cut), (s, at_boundary))
+            found, _ = proposal(model, bound.astype(matrix.dtype), region, length, vectors.T, dtype)
+            u = found.step
+            s = d * u
             image = jnp.matmul(matrix, s, precision=HIGHEST)
             return found._replace(
                 step=unravel(s),
                 slope=jnp.vdot(gradient, s, precision=HIGHEST).astype(dtype),
                 curvature=jnp.vdot(s, image, precision=HIGHEST).astype(dtype),
-                at_boundary=at_boundary,
-                bottom=jnp.where(safe, decrease, bottom).astype(dtype),
-                resolved=safe,
+                length=jnp.linalg.norm(u).astype(dtype),
+                resolved=model.exact,
             )
 
-        return Model(propose, tally(op.matrix_price))
+        return Model(propose, tally(op.matrix_price), None, units if scaled else ())
 
-    return Subproblem(prepare)
+    def init(at: Eval) -> Array:
+        gradient = ravel_pytree(at.grad)[0]
+        return jnp.full_like(gradient, jnp.inf)
+
+    return Subproblem(prepare, init=init if scaled else None)
+
+
+def _units(
+    matrix: Float[Array, "n n"], smallest: Float[Array, " n"] | None
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """The smallest units of the parameters so far, and the same with a geometric mean of 1.
+
+    So that the region stays a ball where all curvatures are alike. A parameter without curvature
+    has no unit yet.
+    """
+    units = jnp.where(jnp.any(matrix != 0, axis=0), equilibration(matrix), jnp.inf)
+    units = units if smallest is None else jnp.minimum(smallest, units)
+    logs = jnp.where(jnp.isfinite(units), jnp.log(units), 0)
+    return units, jnp.exp(logs - jnp.mean(logs))
 
 
 def decomposed(

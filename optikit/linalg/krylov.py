@@ -125,7 +125,7 @@ def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subprobl
         look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None
         return Model(propose, tally(op.setup), look_along)
 
-    return Subproblem(prepare)
+    return Subproblem(prepare, truncated=True)
 
 
 def _begun(gradient: Float[Array, " n"], k: int) -> _Run:

@@ -36,6 +36,7 @@ class Spectrum(NamedTuple):
     pole: Scalar
     bent: Bool[Array, ""]  # negative curvature beyond rounding: every minimiser is at the bound
     convex: Bool[Array, ""]  # no negative curvature that would unmask a false minimum
+    exact: Bool[Array, ""]  # positive definite beyond rounding
 
 
 class Shift(NamedTuple):
@@ -77,7 +78,7 @@ def spectrum(
     least = eps * jnp.maximum(jnp.max(jnp.abs(along)), eps * largest)
     lowest = jnp.where(along[0] < 0, -1, 1) * jnp.maximum(jnp.abs(along[0]), least)
     pull = along.at[0].set(jnp.where(bent, lowest, along[0]))
-    return Spectrum(values, along, gaps, pull, pole, bent, safe | (values[0] >= -floor))
+    return Spectrum(values, along, gaps, pull, pole, bent, safe | (values[0] >= -floor), exact)
 
 
 def in_ball(model: Spectrum, radius: Scalar) -> Shift:

@@ -93,11 +93,13 @@ class Subproblem(NamedTuple):
         there is an `init`.
       evaluate: how the loop should evaluate a point for it, if not by value and gradient.
       init: the memory before the first step, of a Subproblem that keeps one from step to step.
+      truncated: a static note that it sees a Krylov space only, which may miss flat directions.
     """
 
     prepare: Callable[..., Model]
     evaluate: Callable[[Oracle, Params], tuple[Eval, Counts]] | None = None
     init: Callable[[Eval], Any] | None = None
+    truncated: bool = False
 
 
 def unlimited(like: Scalar) -> Scalar:

@@ -4,7 +4,7 @@ Reference: Cartis, Gould & Toint (2011), "Adaptive cubic regularisation methods 
 optimization", parts I and II.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
@@ -58,8 +58,12 @@ def cubic(
 
 @memoized
 def _by_size(small: Subproblem, large: Subproblem) -> Subproblem:
-    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
-        chosen = small if tree.size(at.params) <= DENSE else large
-        return chosen.prepare(oracle, at, kind, key)
+    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key, memory: Any) -> Model:
+        if tree.size(at.params) <= DENSE:
+            return small.prepare(oracle, at, kind, key, memory)
+        return large.prepare(oracle, at, kind, key)
 
-    return Subproblem(prepare)
+    def init(at: Eval) -> Any:
+        return () if small.init is None or tree.size(at.params) > DENSE else small.init(at)
+
+    return Subproblem(prepare, init=init)

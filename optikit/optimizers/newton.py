@@ -3,7 +3,7 @@
 from typing import Literal
 
 from optikit.core import memoized
-from optikit.globalize import backtracking
+from optikit.globalize import backtracking, wolfe
 from optikit.linalg import Subproblem, cholesky, modified_cholesky
 from optikit.optimizers.linear_newton import on_linear_models
 from optikit.optimizers.protocol import Optimizer
@@ -14,10 +14,11 @@ from optikit.optimizers.second_order import second_order
 def newton(
     *, modify: Literal["eigenvalue", "cholesky"] = "eigenvalue", max_trials: int = 40
 ) -> Optimizer:
-    """Dense Newton with backtracking, safe on indefinite and singular Hessians.
+    """Dense Newton with a line search, safe on indefinite and singular Hessians.
 
-    Positive definite Hessians are factorised by Cholesky. Per step: one hessian, n^3/3 flops, one
-    grad a trial.
+    The search (`wolfe`) may go beyond the Newton step, which is too short wherever the objective is
+    flatter than its model or the Hessian had to be modified. Positive definite Hessians are
+    factorised by Cholesky. Per step: one hessian, n^3/3 flops, one grad a trial.
 
     A large generalised linear model (a composite objective whose model is affine in the parameters)
     is factorised only now and then: a factor from an earlier step preconditions the next ones, at
@@ -40,7 +41,7 @@ def newton(
     dense = second_order(
         curvature="hessian",
         solve=modified_cholesky() if modify == "cholesky" else cholesky(),
-        globalize=backtracking(max_trials=max_trials),
+        globalize=wolfe(c2=0.3, max_trials=max_trials),
         name="newton",
     )
     return on_linear_models(dense, kind="hessian", max_trials=max_trials)

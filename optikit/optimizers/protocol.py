@@ -65,8 +65,8 @@ class Optimizer(NamedTuple):
       monotone: a static promise that on fixed data the value never rises beyond rounding and no
         non-finite point is accepted, so the current point is always the best seen.
       name: for messages and reports.
-      learns: a static note that its curvature is learnt from gradients: directions it has not seen
-        are not in what it promises, and the loop asks more before it calls the end converged.
+      learns: a static note that its curvature comes from gradients or products: what these missed
+        is not in what it promises, and the loop asks more before it calls the end converged.
       patience: consecutive steps that leave value and gradient as they were, after which the loop
         calls the method stalled; larger for a method whose rejected trials are steps.
     """

@@ -89,7 +89,9 @@ def second_order(
         return search.params, search.next, new, info_from_search(search)
 
     evaluate = solve.evaluate or value_and_grad
-    return Optimizer(init, step, evaluate=evaluate, monotone=True, name=name)
+    return Optimizer(
+        init, step, evaluate=evaluate, monotone=True, name=name, learns=solve.truncated
+    )
 
 
 def looked_ahead(search: Search, end: Eval, model: Model, size: Scalar) -> Search:

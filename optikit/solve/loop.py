@@ -113,6 +113,8 @@ def one_step(
             converged, functools.partial(first_order_small, at, tol), lambda: converged
         )
     status = _judge(p, at, info, largest, usable, stalled, converged)
+    if optimizer.learns:
+        status = _doubted(status, at, largest, p.start_grad, tol)
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
@@ -212,6 +214,19 @@ def _judge(
     status = jnp.where(at.value < bottom, Status.UNBOUNDED.value, status)
     lost = ~usable & (status != Status.UNBOUNDED.value)
     return jnp.where(lost, Status.NOT_FINITE.value, status).astype(jnp.int32)
+
+
+def _doubted(
+    status: Int[Array, ""], at: Eval, largest: Scalar, start_grad: Scalar, tol: Scalar
+) -> Int[Array, ""]:
+    """The status of a method that learns its curvature: no end at precision with a large gradient.
+
+    A promise of rounding size may only say that the curvature was learnt elsewhere.
+    """
+    scale = jnp.maximum(jnp.maximum(1, jnp.abs(at.value)), start_grad)
+    large = largest > tol**0.75 * scale
+    claimed = status == Status.CONVERGED_TO_PRECISION.value
+    return jnp.where(claimed & large, Status.STALLED.value, status).astype(jnp.int32)
 
 
 def blank_trace(
