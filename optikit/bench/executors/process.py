@@ -23,6 +23,10 @@ from optikit.bench.store import StoreError
 PRELOADED = ["optikit.bench.executors.preload"]
 
 
+RESTARTS = 10
+"""Tries to start a worker, in three seconds, while the fork server is coming back."""
+
+
 class _Running(NamedTuple):
     job: Job
     process: Any
@@ -71,20 +75,21 @@ def run_processes(
 
 def _started(context: Any, spec: str) -> tuple[connection.Connection, Any]:
     """A worker, and the pipe of its answer; a fork server that was killed is started again."""
-    for again in (True, True, False):
+    for tries in range(1, RESTARTS + 1):
         answer, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(spec, theirs, list(sys.path)), daemon=True)
         try:
             process.start()
         except (EOFError, ConnectionError):
             answer.close()
-            if not again:
+            if tries == RESTARTS:
                 raise
+            time.sleep(0.05 * tries)  # until it is seen to be gone, or listens
         else:
             return answer, process
         finally:
             theirs.close()
-    raise AssertionError
+    raise AssertionError  # the last try has raised
 
 
 def _work(spec: str, answer: connection.Connection, path: list[str]) -> None:
