@@ -1,4 +1,5 @@
-"""The command line: optikit run | report | list | config | env.
+"""The command line: optikit run | resume | status | report | compare | query | compact | list |
+config | env.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 all went well, 1 some trials
 failed, 2 the configuration or the call is wrong, 130 interrupted. Nothing here imports JAX before a
@@ -7,6 +8,7 @@ trial runs.
 
 import os
 import pathlib
+import signal
 import sys
 import time
 from typing import Annotated, Any
@@ -29,15 +31,29 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, e.g. budget.steps=500 seeds=[0,1]")
 ]
 ConfigFile = Annotated[pathlib.Path, typer.Argument(help="A study in YAML")]
+Folder = Annotated[pathlib.Path, typer.Argument(help="A results folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-j", min=1, help="Trials at a time [default: 1; on a cluster: what it takes]"
+    ),
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="Options of the executor, e.g. gpus=1 slurm_partition=a100"),
+]
+Track = Annotated[str | None, typer.Option(help="trackio or wandb, beside our own store")]
 
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
-    from optikit.bench import ConfigError, StoreError
+    from optikit.bench import ConfigError, ExecutorError, QueryError, StoreError, TrackerError
 
     try:
         app()
-    except (ConfigError, StoreError) as error:
+    except (ConfigError, ExecutorError, QueryError, StoreError, TrackerError) as error:
         print(error, file=sys.stderr)
         sys.exit(WRONG)
     except BrokenPipeError:  # e.g. piped into head
@@ -52,37 +68,87 @@ def run(
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Results folder [default: results/NAME]")
     ] = None,
-    executor: Annotated[str, typer.Option(help="process or inline")] = "process",
-    workers: Annotated[
-        int, typer.Option("--workers", "-j", min=1, help="Trials at a time; 1 keeps timings clean")
-    ] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress")] = False,
+    executor: Annotated[str, typer.Option(help="process, inline, ray or slurm")] = "process",
+    workers: Workers = None,
+    with_: With = None,
+    track: Track = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run")] = False,
 ) -> None:
     """Run a study: what is recorded already is skipped, so running again goes on where it ended."""
-    from optikit.bench.executors import EXECUTORS
+    from optikit.bench.executors import executor_named, options_of
     from optikit.bench.plan import plan
+    from optikit.bench.run import Manner, importable
     from optikit.bench.spec import load_study
 
     study = load_study(study_file, overrides or [])
-    if executor not in EXECUTORS:
-        known = " or ".join(sorted(EXECUTORS))
-        msg = f"{executor!r} is not an executor: {known}"
-        raise typer.BadParameter(msg, param_hint="--executor")
-    _make_importable(study_file)
-    folder = pathlib.Path("results") / study.name if out is None else out
+    manner = Manner(
+        executor=executor,
+        workers=workers,
+        options=options_of(with_ or []),
+        path=[str(study_file.resolve().parent), os.getcwd()],
+    )
+    executor_named(manner.executor, manner.options)
+    importable(manner.path)
     if dry_run:
         for job in plan(study):
             print(f"{job.id}  {job.title}")
         return
-    from optikit.bench.experiment import collect
-    from optikit.bench.run import run_study
+    folder = pathlib.Path("results") / study.name if out is None else out
+    _carry_out(study, folder, manner, track=track, json=json, quiet=quiet)
 
+
+@app.command()
+def resume(
+    folder: Folder,
+    executor: Annotated[
+        str | None, typer.Option(help="process, inline, ray or slurm [default: as before]")
+    ] = None,
+    workers: Workers = None,
+    with_: With = None,
+    track: Track = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run what a results folder still lacks, as it was run before unless said otherwise."""
+    from optikit.bench.executors import options_of
+    from optikit.bench.experiment import has_objects
+    from optikit.bench.run import importable, manner_of, study_of
+    from optikit.bench.store import StoreError
+
+    study, manner = study_of(folder), manner_of(folder)
+    if has_objects(study):
+        msg = f"{folder} holds a study of Python objects: run the script that made it again."
+        raise StoreError(msg)
+    changes: dict[str, Any] = {}
+    if executor is not None and executor != manner.executor:
+        changes |= {"executor": executor, "workers": None, "options": {}}
+    if workers is not None:
+        changes["workers"] = workers
+    if with_:
+        changes["options"] = options_of(with_)
+    manner = manner.model_copy(update=changes)
+    importable(manner.path)
+    _carry_out(study, folder, manner, track=track, json=json, quiet=quiet)
+
+
+def _carry_out(
+    study: Any, folder: pathlib.Path, manner: Any, *, track: str | None, json: bool, quiet: bool
+) -> None:
+    """Run a study, print what it found, and end with the right code."""
+    from optikit.bench.experiment import collect
+    from optikit.bench.live import watcher
+    from optikit.bench.run import run_study
+    from optikit.bench.track import tracker_named
+
+    tracker = tracker_named(track) if track else None
     started = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are ended in order then
     try:
-        with _Progress(quiet) as watcher:
-            outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+        inline = manner.executor == "inline"
+        with watcher(folder, quiet=quiet, workers=manner.workers or 1, inline=inline) as shown:
+            outcome = run_study(study, folder, manner, watcher=shown, tracker=tracker)
     except KeyboardInterrupt:
         print("interrupted; finished trials are kept: run again to go on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -98,38 +164,67 @@ def run(
 
 
 @app.command()
-def report(
-    folder: Annotated[pathlib.Path, typer.Argument(help="A results folder")],
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON")] = False,
-) -> None:
-    """Print the table and write the page of a results folder, as far as it has got."""
-    from optikit.bench.experiment import collect
-    from optikit.bench.plan import plan
-    from optikit.bench.spec import Study
-    from optikit.bench.store import StoreError
+def status(folder: Folder, json: AsJson = False) -> None:
+    """Tell how far a results folder has got, also while it is being run; changes nothing."""
+    from optikit.bench.status import progress
 
-    try:
-        study = Study.model_validate_json((folder / "study.json").read_bytes())
-    except OSError as error:
-        msg = f"{folder} is not a results folder: no study.json in it ({error.strerror})."
-        raise StoreError(msg) from error
-    except ValueError as error:
-        msg = f"{folder / 'study.json'} is damaged: run the study again to restore it."
-        raise StoreError(msg) from error
-    jobs = plan(study)
-    results = collect(study, folder, jobs, {})
-    failures = {
-        job_id: record.facts["error"]
-        for job_id, record in results.records.items()
-        if record.facts.get("error")
-    }
-    results = collect(study, folder, jobs, failures)
-    missing = len(jobs) - len(results.records)
+    found = progress(folder)
+    print(found.as_json() if json else found)
+
+
+@app.command()
+def report(folder: Folder, json: AsJson = False) -> None:
+    """Print the table and write the page of a results folder, as far as it has got."""
+    from optikit.bench.experiment import load
+
+    results = load(folder)
+    missing = len(results.jobs) - len(results.records)
     if missing:
-        print(f"{missing} of {len(jobs)} jobs have no record yet", file=sys.stderr)
+        print(f"{missing} of {len(results.jobs)} jobs have no record yet", file=sys.stderr)
     page = results.page()
     print(results.summary.as_json()) if json else results.summary.print()
     print(f"Page: {page}", file=sys.stderr)
+
+
+@app.command()
+def query(
+    folder: Folder,
+    sql: Annotated[str, typer.Argument(help="One SELECT over trials and snapshots")],
+    json: AsJson = False,
+) -> None:
+    """Ask the records a question in SQL, as tab-separated text; they cannot be changed by it."""
+    from optikit.bench.query import query
+
+    answer = query(folder, sql)
+    print(answer.as_json() if json else answer)
+
+
+@app.command()
+def compare(
+    before: Annotated[pathlib.Path, typer.Argument(help="A results folder")],
+    after: Annotated[pathlib.Path, typer.Argument(help="Another: a later commit, a machine")],
+    target: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="[default: the study's main target]")
+    ] = None,
+) -> None:
+    """Tell what got better and what got worse, by a test; ends with 1 if something got worse."""
+    from optikit.bench.compare import compare
+    from optikit.bench.experiment import load
+    from optikit.bench.score import main_target
+
+    old, new = load(before), load(after)
+    found = compare(old, new, main_target(old.study.targets) if target is None else target)
+    print(found.as_text())
+    if found.of("regression"):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def compact(folder: Folder) -> None:
+    """Put a folder's many record files into one; everything works on it as before."""
+    from optikit.bench.store import compact
+
+    print(f"{compact(folder)} records in {folder / 'records.parquet'}")
 
 
 @app.command(name="list")
@@ -137,6 +232,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="problems, optimizers, losses or data")],
 ) -> None:
     """List what a study can name, with a line on each."""
+    from optikit.bench import peers
     from optikit.bench.signature import registry, signature
 
     registries = {
@@ -157,6 +253,9 @@ def list_(
             print(f"{'':{width}}  takes {', '.join(p.name for p in declared.parameters)}")
     if what == "optimizers":
         print("\nAny optimizer of optax can be named too: adamw, lion, optax.lbfgs, muon, ...")
+        print("Other libraries' methods, as library:method:")
+        for name, library in peers.LIBRARIES.items():
+            print(f"  {name}: {', '.join(library.methods)}")
 
 
 @app.command()
@@ -191,73 +290,14 @@ def show(study_file: ConfigFile, overrides: Overrides = None) -> None:
     print(yaml.safe_dump(plain, sort_keys=False), end="")
 
 
-def _make_importable(study_file: pathlib.Path) -> None:
-    """Let import paths in a study find modules beside it and in the current folder."""
-    for folder in (study_file.resolve().parent, pathlib.Path.cwd()):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+@config.command()
+def schema() -> None:
+    """Print the JSON schema of studies, for editors: `# yaml-language-server: $schema=FILE`."""
+    import json
 
+    from optikit.bench.schema import study_schema
 
-class _Progress:
-    """How a study goes, on stderr: a live bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.bar: Any = None
-        self.task: Any = None
-        self.total = self.done = 0
-
-    def __enter__(self) -> "_Progress":
-        if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self.bar = Progress(
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def planned(self, total: int, done: int) -> None:
-        """Show how much there is to do."""
-        self.total, self.done = total, done
-        if self.bar:
-            self.task = self.bar.add_task("starting", total=total, completed=done)
-        elif not self.quiet:
-            print(f"{total} jobs, {done} recorded already", file=sys.stderr, flush=True)
-
-    def begun(self, job: Any) -> None:
-        """Show what runs."""
-        if self.bar:
-            self.bar.update(self.task, description=job.title)
-
-    def ended(self, job: Any, failure: str) -> None:
-        """Count it, and say what failed."""
-        self.done += 1
-        if self.bar:
-            self.bar.update(self.task, completed=self.done)
-            if failure:
-                self.bar.console.print(f"failed: {job.title}: {failure}", markup=False)
-        elif not self.quiet:
-            note = f"  failed: {failure}" if failure else ""
-            print(f"[{self.done}/{self.total}] {job.title}{note}", file=sys.stderr, flush=True)
+    print(json.dumps(study_schema(), indent=1))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ ARGUMENTS = {"adam": {"learning_rate": 0.05}}
 METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
 NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
-NEEDS_LIKELIHOOD = {"fisher-scoring"}
+NEEDS_STRUCTURE = {"fisher-scoring", "natural-gradient"}
 
 
 def optimizer(name):
@@ -39,7 +39,7 @@ def optimizer(name):
 def suits(method, problem):
     """Whether a method is meant for a problem."""
     objective = PROBLEMS[problem].objective
-    if method in NEEDS_LIKELIHOOD:
+    if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None
 

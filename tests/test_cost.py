@@ -1,4 +1,4 @@
-"""Model FLOPs against arithmetic, and against XLA's own count where that is right."""
+"""Model FLOPs and bytes against arithmetic, and against XLA's own count where that is right."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optikit as ok
-from optikit.bench.cost import count_flops
+from optikit.bench.cost import count_cost, mark
 
 N = 64
 A = jnp.asarray(np.random.default_rng(0).normal(size=(N, N)))
@@ -14,9 +14,11 @@ SPD = A @ A.T + N * jnp.eye(N)
 
 
 def flops(function, *args):
-    out, total = jax.jit(count_flops(function))(*args)
+    unknown = set()
+    out, cost = jax.jit(count_cost(function, unknown))(*args)
     np.testing.assert_allclose(*map(first_leaf, (out, function(*args))), rtol=1e-12)
-    return float(total)
+    assert not unknown
+    return float(cost.flops)
 
 
 def first_leaf(tree):
@@ -55,7 +57,7 @@ def test_branches_count_the_one_taken():
     (lambda a: jnp.linalg.solve(a, a[0]), 2 / 3 * N**3 + 2 * N**2),
 ])  # fmt: skip
 def test_factorisations_within_five_percent_of_arithmetic(function, expected):
-    total = float(jax.jit(count_flops(function))(SPD)[1])
+    total = float(jax.jit(count_cost(function))(SPD)[1].flops)
     assert total == pytest.approx(expected, rel=0.05)
 
 
@@ -85,7 +87,7 @@ def test_a_cg_solve_within_five_percent_of_arithmetic():
 def test_agrees_with_xla_on_programs_without_loops(function):
     analysis = jax.jit(function).lower(A).compile().cost_analysis()
     theirs = analysis["flops"] + analysis.get("transcendentals", 0.0)
-    assert float(jax.jit(count_flops(function))(A)[1]) == pytest.approx(theirs, rel=0.05)
+    assert float(jax.jit(count_cost(function))(A)[1].flops) == pytest.approx(theirs, rel=0.05)
 
 
 def test_counting_changes_no_result_and_sees_a_whole_solve():
@@ -96,12 +98,12 @@ def test_counting_changes_no_result_and_sees_a_whole_solve():
         sol = ok.minimize(rosenbrock, x, method="newton-cg")
         return sol.params, sol.counts
 
-    (params, counts), total = jax.jit(count_flops(solve))(jnp.zeros(6))
+    (params, counts), cost = jax.jit(count_cost(solve))(jnp.zeros(6))
     expected, expected_counts = solve(jnp.zeros(6))
     np.testing.assert_allclose(params, expected, rtol=1e-9)
     assert jax.tree.map(int, counts) == jax.tree.map(int, expected_counts)
-    per_grad = float(jax.jit(count_flops(jax.grad(rosenbrock)))(jnp.zeros(6))[1])
-    assert total > per_grad * int(counts.grad)
+    per_grad = float(jax.jit(count_cost(jax.grad(rosenbrock)))(jnp.zeros(6))[1].flops)
+    assert cost.flops > per_grad * int(counts.grad)
 
 
 def test_custom_rules_remat_and_jit_are_counted_through():
@@ -112,3 +114,87 @@ def test_custom_rules_remat_and_jit_are_counted_through():
     assert flops(lambda a: jax.jit(inner)(a), A) == plain
     assert flops(lambda a: jax.checkpoint(inner)(a), A) == plain
     assert flops(lambda a: jax.nn.softplus(a), A) > 3 * N**2
+
+
+def test_wholes_that_are_not_products():
+    assert flops(lambda a: jnp.fft.fft(a[0]).real, A) == pytest.approx(5 * N * np.log2(N))
+    assert flops(jnp.sort, A) == pytest.approx(N * N * np.log2(N))
+    assert flops(lambda a: jnp.linalg.svd(a, compute_uv=False), A) == pytest.approx(
+        8 / 3 * N**3, rel=0.05
+    )
+    assert flops(lambda a: a[jnp.asarray([3, 1])], A) == 0
+    assert flops(lambda a: a.at[jnp.asarray([3, 1])].add(1.0), A) == 2 * N
+    complex_product = flops(lambda a: jnp.abs(a.astype(complex) @ a.astype(complex)), A)
+    assert complex_product == pytest.approx(4 * 2 * N**3, rel=0.05)
+    index = jnp.arange(N)
+    assert flops(lambda i, a: a[i * 2 % N] * 1.0, index, A) == N * N  # integers are no FLOPs
+
+
+def test_an_operation_without_a_formula_is_named():
+    def asks_the_host(a):
+        shape = jax.ShapeDtypeStruct(a.shape, a.dtype)
+        return jax.lax.scan(
+            lambda c, _: (jax.pure_callback(np.sin, shape, c), None), a, None, length=2
+        )[0]
+
+    unknown = set()
+    jax.eval_shape(count_cost(asks_the_host, unknown), A)
+    assert unknown == {"pure_callback"}
+
+
+# --- bytes -----------------------------------------------------------------------------------
+
+
+def traffic(function, *args):
+    return float(jax.jit(count_cost(function))(*args)[1].bytes)
+
+
+def test_bytes_are_operands_read_and_results_written():
+    word = 8
+    assert traffic(lambda a: a @ a, A) == 3 * N * N * word
+    assert traffic(lambda a: a + a, A.astype(jnp.float32)) == 3 * N * N * 4
+    loop = traffic(lambda a: jax.lax.fori_loop(0, 10, lambda i, x: x @ a, a), A)
+    assert loop == pytest.approx(10 * 3 * N * N * word, rel=0.01)
+
+
+def test_a_row_written_in_a_loop_costs_a_row():
+    def history(a):
+        return jax.lax.fori_loop(0, N, lambda i, m: m.at[i].set(a[0]), jnp.zeros((N, N)))
+
+    assert traffic(history, A) < 6 * N * N * 8  # not N^3
+
+
+@pytest.mark.parametrize("function", [
+    lambda a: a @ a,
+    lambda a: jnp.tanh(a @ a) * a,
+    lambda a: jnp.sum(jnp.sin(a) * a, axis=0),
+    lambda a: jax.lax.conv(a[None, None], a[None, None, :5, :5], (1, 1), "VALID"),
+])  # fmt: skip
+def test_bytes_agree_with_xla_before_fusion_and_bound_it_after(function):
+    lowered = jax.jit(function).lower(A)
+    found = traffic(function, A)
+    assert found == pytest.approx(lowered.cost_analysis()["bytes accessed"], rel=0.05)
+    assert found >= 0.99 * lowered.compile().cost_analysis()["bytes accessed"]
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+
+def test_logical_and_executed_counts_of_a_batch_differ():
+    def lane(n, a):
+        def body(c):
+            i, x = c
+            mark("grad")
+            return i + 1, x @ a / N
+
+        return jax.lax.while_loop(lambda c: c[0] < n, body, (0, a))[1]
+
+    trips = jnp.asarray([1, 5, 50])
+    once = 2 * N**3 + N**2
+    batch = jnp.stack([A] * 3)
+    logical = jax.jit(jax.vmap(count_cost(lane)))(trips, batch)[1]
+    np.testing.assert_allclose(logical.flops, [1 * once, 5 * once, 50 * once])
+    np.testing.assert_allclose(logical.calls.grad, trips)
+    executed = jax.jit(count_cost(jax.vmap(lane)))(trips, batch)[1]
+    assert float(executed.flops) == pytest.approx(3 * 50 * once)
+    assert float(executed.calls.grad) == 50  # sweeps, each of three lanes

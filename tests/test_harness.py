@@ -19,7 +19,7 @@ import pytest
 
 import optikit as ok
 from optikit.bench import store
-from optikit.bench.axes import AXES
+from optikit.bench.axes import AXES, known_axes
 from optikit.bench.plan import plan
 from optikit.bench.score import hit, main_target, verdict
 from optikit.bench.spec import load_study
@@ -67,6 +67,9 @@ def test_every_axis_is_cumulative_and_known(results):
         for one in problem.curves:
             for key in AXES:
                 column = one.costs[key]
+                if key == "joules":  # no device here counts them
+                    assert all(math.isnan(x) for x in column)
+                    continue
                 assert all(math.isfinite(x) for x in column), (one.variant, key)
                 assert all(a <= b for a, b in itertools.pairwise(column))
             assert one.costs["steps"][0] == 0
@@ -391,6 +394,7 @@ def test_config_check_show_list_and_dry_run(lab):
     optikit("list", "wishes", cwd=lab, check=2)
 
 
+@pytest.mark.slow  # with real trials; tests/test_robustness.py has many more kills of quick ones
 def test_kill_nine_in_mid_study_loses_nothing(lab):
     """Killed at random moments until it is done; then compared with a run left in peace."""
     rng = np.random.default_rng(0)
@@ -512,9 +516,12 @@ def test_a_browser_draws_every_curve_on_every_axis(results, tmp_path):
     assert '<p class="failure">' not in shown
     assert 'id="seen">' in shown, shown[-2000:]
     seen = json.loads(shown.split('id="seen">')[1].split("</pre>")[0])
-    assert len(seen) == len(AXES) * 2
+    offered = known_axes(c.costs for p in results.problems for c in p.curves)
+    assert len(seen) == len(offered) * 2
     for option, _problem, traces, lines, title in seen:
-        assert traces == lines == 4, (option, traces, lines)
+        # a method that never calls an oracle has no course along its calls
+        assert traces == 4, (option, traces)
+        assert 1 <= lines <= 4 if option.startswith("count_") else lines == 4, (option, lines)
         assert title == AXES[option].label
     for sentence in results.summary.verdicts:
         assert sentence.split(",")[0] in shown

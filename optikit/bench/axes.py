@@ -1,6 +1,7 @@
 """The axes of cost: each defined once, with its unit and how it was obtained."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 KINDS = ("value", "grad", "jvp", "vjp", "hvp", "ggnvp", "hessian", "jacobian")
@@ -41,10 +42,28 @@ def _gradient_equivalents(row: dict, facts: dict, prices: dict[str, float]) -> f
     return sum(n * prices[kind] / unit for kind, n in used.items())
 
 
+def _of(column: str) -> Callable[[dict, dict, dict], float]:
+    """A column of the rows; NaN where a trial does not have it."""
+
+    def cost(row: dict, facts: dict, prices: dict[str, float]) -> float:
+        del facts, prices
+        found = row.get(column)
+        return float("nan") if found is None else found
+
+    return cost
+
+
+def _accepted(row: dict, facts: dict, prices: dict[str, float]) -> float:
+    del facts, prices
+    rejected = row.get("rejected")
+    return float("nan") if rejected is None else row["step"] - rejected
+
+
 AXES: dict[str, Axis] = {
     axis.key: axis
     for axis in (
-        Axis("steps", "steps", "Optimizer steps.", lambda r, f, p: r["step"]),
+        Axis("steps", "steps", "Optimizer steps, accepted or not.", _of("step")),
+        Axis("accepted", "accepted steps", "Steps that moved the parameters.", _accepted),
         Axis(
             "calls",
             "oracle calls",
@@ -54,26 +73,72 @@ AXES: dict[str, Axis] = {
         Axis(
             "gradients",
             "gradient equivalents",
-            "Oracle calls, each weighted by its measured time over that of a gradient.",
+            "Oracle calls, each weighted by its measured time over that of a gradient on the same "
+            "device.",
             _gradient_equivalents,
         ),
         Axis(
             "flops",
             "model FLOPs",
             "Floating-point operations of the algorithm, loops and branches as they ran.",
-            lambda r, f, p: float("nan") if r["flops"] is None else r["flops"],
+            _of("flops"),
+        ),
+        Axis(
+            "bytes",
+            "model bytes",
+            "Operands read and results written, each operation by itself, loops and branches as "
+            "they ran: an upper bound of what a compiler that fuses operations moves.",
+            _of("bytes"),
         ),
         Axis(
             "warm",
             "seconds, warm",
-            "Running time of a compiled program: median over warm runs, device synchronised.",
-            lambda r, f, p: r["warm_seconds"],
+            "Running time of a compiled program: median over warm runs (and processes, if there "
+            "are several), device synchronised, between order statistics that hold the median "
+            "with 95 % (the range, below six runs).",
+            _of("warm_seconds"),
         ),
         Axis(
             "cold",
             "seconds, with compilation",
-            "Tracing, lowering, compiling and the first run.",
+            "Tracing, lowering, compiling (nothing cached on disk) and the first run; between its "
+            "stamps by interpolation.",
             lambda r, f, p: compile_seconds(f) + r["first_seconds"],
+        ),
+        Axis(
+            "joules",
+            "joules",
+            "The device's energy counter over repeated runs, less idling, shared out over a run in "
+            "proportion to its warm seconds.",
+            _of("joules"),
+        ),
+        *(
+            Axis(
+                f"count_{kind}",
+                label,
+                f"Calls of the {kind!r} oracle alone.",
+                lambda r, f, p, column=f"count_{kind}": r[column],
+            )
+            for kind, label in (
+                ("value", "values"),
+                ("grad", "gradients"),
+                ("jvp", "Jacobian products"),
+                ("vjp", "transposed Jacobian products"),
+                ("hvp", "Hessian products"),
+                ("ggnvp", "Gauss-Newton products"),
+                ("hessian", "dense Hessians"),
+                ("jacobian", "dense Jacobians"),
+            )
         ),
     )
 }
+
+
+def known_axes(curves: Iterable[dict[str, list[float]]]) -> list[Axis]:
+    """The axes on which some trial had a cost, of each trial's costs by axis."""
+    seen = {key for costs in curves for key, column in costs.items() if any(map(_spent, column))}
+    return [axis for key, axis in AXES.items() if key in seen]
+
+
+def _spent(cost: float) -> bool:
+    return math.isfinite(cost) and cost > 0

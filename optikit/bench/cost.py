@@ -1,69 +1,115 @@
-"""Model FLOPs of a program as it actually ran: loops by their trips, branches by the one taken.
+"""The cost of a program as it actually ran: loops by their trips, branches by the one taken.
 
 XLA's own cost analysis counts a loop's body once, adds both branches of a conditional and misses
 factorisations. Here a program's jaxpr is re-interpreted with a counter beside its values: every
-operation adds a number known from its shapes; a `while` carries the counter through its trips, a
-`cond` adds the branch it took. The counted program is itself compiled, so replaying a long run
-costs about as much as the run. It is used off the clock.
+operation adds numbers known from its shapes (see `optikit.bench.formulas`); a `while` carries the
+counter through its trips, a `cond` adds the branch it took. The counted program is itself compiled,
+so replaying a long run costs about as much as the run. It is used off the clock.
 
-What is counted: 2 m n k for a product, one for each arithmetic or transcendental operation on an
-entry, n^3/3 for a Cholesky factorisation, 2 n^2 (m - n/3) for QR, and so on (`_DENSE`); moving,
-comparing and selecting cost nothing. FLOPs are those of the algorithm, before any compiler's
-simplification.
+Of a batch under `jax.vmap`, two counts differ. What each lane asked for is logical:
+`vmap(count_cost(f))` gives it lane by lane. What the machine did is executed: a loop runs its body
+in all lanes until the last one is done, and a conditional becomes both branches;
+`count_cost(vmap(f))` gives that, in all.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
+from jax.interpreters import mlir
 
-_ARITHMETIC = {
-    "add", "sub", "mul", "div", "rem", "neg", "max", "min", "abs", "sign", "square", "pow",
-    "integer_pow", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p", "sin", "cos",
-    "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
-    "logistic", "erf", "erfc", "erf_inv", "lgamma", "digamma", "floor", "ceil", "round", "clamp",
-    "nextafter", "add_any", "igamma", "igammac", "bessel_i0e", "bessel_i1e",
-    "regularized_incomplete_beta",
+from optikit.bench.formulas import flops, traffic
+from optikit.core import Counts
+
+_KINDS = Counts._fields
+_CALLS = {
+    "jit", "pjit", "call", "core_call", "closed_call", "composite", "remat", "remat2", "checkpoint",
+    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call",
 }  # fmt: skip
-_REDUCTIONS = {
-    "reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "argmax", "argmin", "cumsum",
-    "cumprod", "cummax", "cummin", "cumlogsumexp", "reduce_precision",
-}  # fmt: skip
+"""Operations that do what their inner program does."""
 
 
-def count_flops(function: Callable[..., Any]) -> Callable[..., tuple[Any, jax.Array]]:
-    """A function that returns (function(*args), FLOPs of that call as a () float).
+class Cost(NamedTuple):
+    """What a call cost: FLOPs, bytes, and the oracle calls that `mark` saw. Each a () float."""
 
-    The result can be jitted. The counter is float64 where x64 is enabled (as it should be for
-    totals above 2^24), float32 otherwise.
+    flops: jax.Array
+    bytes: jax.Array
+    calls: Counts
+
+
+_mark = jex.Primitive("oracle_call")
+_mark.multiple_results = True
+_mark.def_impl(lambda *, kind: [])
+_mark.def_abstract_eval(lambda *, kind: [])
+mlir.register_lowering(_mark, lambda ctx, *, kind: [])
+
+
+def mark(kind: str) -> None:
+    """Note an oracle call in the program being traced: the `tap` of an oracle to be counted.
+
+    It computes nothing. A batch notes a call that all its lanes make together once.
+    """
+    _mark.bind(kind=kind)
+
+
+def count_cost(
+    function: Callable[..., Any], unknown: set[str] | None = None
+) -> Callable[..., tuple[Any, Cost]]:
+    """A function that returns (function(*args), the Cost of that call).
+
+    The result can be jitted, and batched. The counters are float64 where x64 is enabled (as it
+    should be for totals above 2^24), float32 otherwise.
+
+    Args:
+      unknown: takes the names of operations whose FLOPs are not known here, and are left out; it is
+        filled while the program is traced.
 
     Example:
-      >>> flops = count_flops(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 5)))[1]
-      >>> float(flops)
+      >>> cost = count_cost(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 5)))[1]
+      >>> float(cost.flops)
       60.0
     """
 
-    def counted(*args: Any) -> tuple[Any, jax.Array]:
+    def counted(*args: Any) -> tuple[Any, Cost]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        if unknown is not None:
+            _search(closed.jaxpr, unknown)
         outs, total = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shape), outs), total
+        cost = Cost(total[0], total[1], Counts(*total[2:]))
+        return jax.tree.unflatten(jax.tree.structure(shape), outs), cost
 
     return counted
 
 
+def _search(jaxpr: jex.Jaxpr, found: set[str]) -> None:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name not in _CONTROL and name not in _CALLS:
+            if flops(eqn) is None:
+                found.add(name)
+            continue
+        for leaf in jax.tree.leaves(dict(eqn.params), is_leaf=_is_jaxpr):
+            if _is_jaxpr(leaf):
+                _search(getattr(leaf, "jaxpr", leaf), found)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, (jex.Jaxpr, jex.ClosedJaxpr))
+
+
 def _zero() -> jax.Array:
-    return jnp.zeros((), jnp.result_type(float))
+    return jnp.zeros(2 + len(_KINDS), jnp.result_type(float))
 
 
 def _run(jaxpr, consts, args) -> tuple[list, jax.Array]:
     """Evaluate a jaxpr and count; everything whose cost is static is added up in Python."""
     env: dict = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    fixed, varying = 0.0, _zero()
+    fixed, varying = np.zeros(2 + len(_KINDS)), _zero()
 
     def value(v):
         return v.val if isinstance(v, jex.Literal) else env[v]
@@ -77,16 +123,21 @@ def _run(jaxpr, consts, args) -> tuple[list, jax.Array]:
         elif (inner := _inner(eqn)) is not None:
             outs, more = _run(inner.jaxpr, inner.consts, ins)
             varying = varying + more
+        elif name == _mark.name:
+            outs = []
+            fixed[2 + _KINDS.index(eqn.params["kind"])] += 1
         else:
             outs = _bind(eqn, ins)
-            fixed += _flops(eqn)
+            fixed[:2] += flops(eqn) or 0.0, traffic(eqn)
         env.update(zip(eqn.outvars, outs, strict=True))
-    return [value(v) for v in jaxpr.outvars], varying + fixed
+    return [value(v) for v in jaxpr.outvars], varying + fixed.astype(varying.dtype)
 
 
 def _inner(eqn) -> jex.ClosedJaxpr | None:
     """The body of a call (jit, remat, custom rules), to be counted in its place."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    if eqn.primitive.name not in _CALLS:
+        return None
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         body = eqn.params.get(key)
         if isinstance(body, jex.ClosedJaxpr):
             return body
@@ -113,13 +164,20 @@ def _while(eqn, ins) -> tuple[list, jax.Array]:
         return outs[0], cost
 
     def running(c):
-        return test(c[0])[0]
+        return jnp.any(test(c[0])[0])
 
     def body(c):
         state, total = c
         outs, cost = _run(p["body_jaxpr"].jaxpr, p["body_jaxpr"].consts, [*body_consts, *state])
+        if lanes:  # of a batch: those that are done keep their state while the others go on
+            going = test(state)[0]
+            outs = [
+                jnp.where(jnp.reshape(going, going.shape + (1,) * (x.ndim - going.ndim)), x, y)
+                for x, y in zip(outs, state, strict=True)
+            ]
         return outs, total + cost + test(state)[1]
 
+    lanes = p["cond_jaxpr"].out_avals[0].shape
     out, total = lax.while_loop(running, body, (list(carry), _zero()))
     return list(out), total + test(out)[1]
 
@@ -168,76 +226,4 @@ _CONTROL = {
     "cond": _cond,
     "scan": _scan,
     "custom_linear_solve": _linear_solve,
-}
-
-
-def _flops(eqn) -> float:
-    name = eqn.primitive.name
-    if name in _ARITHMETIC:
-        out = eqn.outvars[0].aval
-        return float(math.prod(out.shape)) if _is_real(out) else 0.0
-    if name in _REDUCTIONS:
-        return float(math.prod(eqn.invars[0].aval.shape))
-    if name in _DENSE:
-        return _DENSE[name](eqn)
-    if name.startswith("scatter") and name != "scatter":
-        return float(math.prod(eqn.invars[2].aval.shape))
-    return 0.0
-
-
-def _is_real(aval) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.inexact)
-
-
-def _dot(eqn) -> float:
-    (left, _), (batch, _) = eqn.params["dimension_numbers"]
-    del batch
-    contracted = math.prod(eqn.invars[0].aval.shape[i] for i in left)
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
-
-
-def _convolution(eqn) -> float:
-    kernel = eqn.invars[1].aval.shape
-    spec = eqn.params["dimension_numbers"].rhs_spec  # (out features, in features, *window)
-    per_output = math.prod(kernel[i] for i in spec[1:])
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * per_output
-
-
-def _batched(formula: Callable[[int, int], float]) -> Callable[[Any], float]:
-    """A formula in the two last axes of the first operand, times the leading ones."""
-
-    def flops(eqn) -> float:
-        *batch, m, n = eqn.invars[0].aval.shape
-        return math.prod(batch) * formula(m, n)
-
-    return flops
-
-
-def _triangular_solve(eqn) -> float:
-    """n^2 per right-hand side, with the matrix (n, n) and as many sides as the other axis holds."""
-    n = eqn.invars[0].aval.shape[-1]
-    return float(math.prod(eqn.invars[1].aval.shape) * n)
-
-
-def _qr_flops(m: int, n: int) -> float:
-    k = min(m, n)
-    return 4.0 * m * n * k - 2 * (m + n) * k**2 + 4 * k**3 / 3
-
-
-_DENSE: dict[str, Callable[[Any], float]] = {
-    "dot_general": _dot,
-    "conv_general_dilated": _convolution,
-    "cholesky": _batched(lambda n, _: n**3 / 3),
-    "triangular_solve": _triangular_solve,
-    "lu": _batched(lambda m, n: m * n * min(m, n) - min(m, n) ** 3 / 3),
-    # Householder QR in its two halves: the factorisation and the explicit Q (Golub & Van Loan 5.2)
-    "geqrf": _batched(_qr_flops),
-    "geqp3": _batched(_qr_flops),
-    "householder_product": _batched(_qr_flops),
-    "qr": _batched(lambda m, n: 2 * _qr_flops(m, n)),
-    # tridiagonalisation, QR iteration and back-transformation (Golub & Van Loan 8.3)
-    "eigh": _batched(lambda n, _: 9.0 * n**3),
-    "svd": _batched(lambda m, n: 4.0 * max(m, n) * min(m, n) ** 2 + 22.0 * min(m, n) ** 3),
-    "eig": _batched(lambda n, _: 25.0 * n**3),
-    "tridiagonal_solve": _batched(lambda m, n: 8.0 * m * n),
 }

@@ -8,8 +8,20 @@ import platform
 import subprocess
 from typing import Any
 
+from optikit.bench import nvml
+
 PACKAGES = ("optikit", "jax", "jaxlib", "optax", "numpy", "scipy", "scikit-learn")
-FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+DEVICE_PACKAGES = (
+    *(f"jax-cuda{major}-plugin" for major in (12, 13)),
+    *(f"nvidia-{part}" for part in ("cublas", "cudnn-cu13", "cusolver")),
+    *(f"nvidia-{part}-cu12" for part in ("cublas", "cudnn", "cusolver")),
+)
+"""Listed where they are installed."""
+FLAGS = (
+    "XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", "NVIDIA_TF32_OVERRIDE",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+)  # fmt: skip
 
 
 def capture() -> dict[str, Any]:
@@ -22,6 +34,7 @@ def capture() -> dict[str, Any]:
         "platform": device.platform,
         "devices": jax.device_count(),
         "driver": _driver(),
+        "host": platform.node(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -29,7 +42,8 @@ def capture() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {name: found for name in DEVICE_PACKAGES if (found := _version(name))},
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         "commit": _commit(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -40,7 +54,7 @@ def capture() -> dict[str, Any]:
 
 def machine_id(environment: dict[str, Any]) -> str:
     """A short hash of what a time depends on: results that differ in it share no time axis."""
-    keys = ("device", "platform", "processor", "cores", "versions", "flags")
+    keys = ("device", "platform", "driver", "processor", "cores", "versions", "flags")
     text = repr([environment.get(key) for key in keys])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -71,6 +85,9 @@ def _memory() -> int | None:
 
 def _driver() -> str | None:
     """The NVIDIA driver's version, if there is one."""
+    device = nvml.device()
+    if device is not None and (version := device.driver()):
+        return version
     try:
         text = pathlib.Path("/proc/driver/nvidia/version").read_text()
     except OSError:

@@ -4,101 +4,96 @@ One executable, whose length is an argument, runs every chunk of a geometric gri
 clock runs only while a chunk does; the parameters are copied out between chunks. Tolerances are
 off: what counts as solved is decided afterwards, by the referee, for every solver alike. Tracing,
 lowering, compiling, the first run and the warm runs are measured apart.
+
+In order: compile (no cache on disk), one discarded execution, the first run, the referee, replays
+that narrow the first hit of each target, the warm runs at all those snapshots.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optikit.bench.cost import count_flops
-from optikit.bench.spec import Budget
-from optikit.calculus import bind
+from optikit.bench import clock, energy
+from optikit.bench.programs import programs
+from optikit.bench.refine import Point, narrow
+from optikit.bench.repeats import Warm, repeated
+from optikit.bench.spec import Budget, Measure
 from optikit.core import Counts, Status
-from optikit.core.compiled import compiler_options
 from optikit.optimizers import Optimizer
 from optikit.problems import Problem
-from optikit.solve.loop import Progress, advance, begin, gradient_criterion
+from optikit.solve.loop import Progress
 
 UNINTERRUPTED_SECONDS = 0.05
 """Snapshots that a run reaches sooner than this are timed by runs of their own."""
 
+LONG_SECONDS = 5.0
+"""Runs from so long on are timed chunk by chunk alone: fifty chunks cost them under 1 %."""
 
-class Run(NamedTuple):
-    """A measured run, one entry per snapshot; snapshot 0 is the start.
+TRACE_ROWS = 20_000
+"""Steps up to which a trace is kept."""
+
+Judge = Callable[[Any], tuple[float, float]]
+"""parameters -> (objective value, largest gradient entry), off the clock."""
+
+
+class Goal(NamedTuple):
+    """What first hits are narrowed for: gaps (f - optimum) / (f0 - optimum) to be reached."""
+
+    optimum: float
+    targets: Sequence[float]
+
+
+class Snapshot(NamedTuple):
+    """What is kept of a run at a step.
 
     Attributes:
-      steps: steps taken.
-      params: parameters, on the host.
-      values: the solver's own objective values.
+      step: steps taken, accepted or not. rejected: those that left the parameters as they were;
+        None where a library does not tell.
+      params: the best so far, on the host. value: the solver's own word for them.
+      judged: the referee's value and largest gradient entry.
       counts: cumulative oracle calls.
-      first_seconds: cumulative running time of the first run.
-      warm_seconds: one row per warm run.
-      status: how it ended.
-      seconds: trace, lower, compile and begin.
-      memory_bytes: of the compiled step: arguments, outputs and temporaries; None if unknown.
+      refined: whether a replay added it to narrow a first hit.
     """
 
-    steps: list[int]
-    params: list[Any]
-    values: list[float]
-    counts: list[Counts]
+    step: int
+    params: Any
+    value: float
+    counts: Counts
+    rejected: int | None
+    status: Status
+    judged: tuple[float, float] = (float("nan"), float("nan"))
+    refined: bool = False
+
+
+class Run(NamedTuple):
+    """A measured run.
+
+    Attributes:
+      snapshots: by step; the first is the start.
+      first_seconds: cumulative running time of the first run at each of them; between stamps, where
+        a snapshot was added later, by interpolation.
+      warm: cumulative seconds of the warm runs at each of them.
+      status: how it ended.
+      seconds: trace, lower, compile and begin.
+      memory: peaks in bytes, each None if unknown; see `clock.memory`.
+      clock: the state of the machine around the warm runs; see `clock.Watch`.
+      joules: of one whole warm run above idling; None if it could not be measured.
+      trace: by name, one number per step from the start on; None if not asked for.
+    """
+
+    snapshots: list[Snapshot]
     first_seconds: list[float]
-    warm_seconds: list[list[float]]
+    warm: Warm
     status: Status
     seconds: dict[str, float]
-    memory_bytes: int | None
-
-
-class Programs(NamedTuple):
-    """The two compiled programs of a run: start(params, args, key), go(progress, args, limit)."""
-
-    start: Callable[..., Progress]
-    go: Callable[..., Progress]
-    seconds: dict[str, float]
-    memory_bytes: int | None
-
-
-def programs(problem: Problem, optimizer: Optimizer, params: Any, key: jax.Array) -> Programs:
-    """Compile, with a stamp after each stage."""
-    spent = {"trace": 0.0, "lower": 0.0, "compile": 0.0}
-    options = dict(compiler_options((params, problem.args), params)) or None
-
-    def build(function, *args):
-        marks = [time.perf_counter()]
-        traced = jax.jit(function).trace(*args)
-        marks.append(time.perf_counter())
-        lowered = traced.lower()
-        marks.append(time.perf_counter())
-        compiled = lowered.compile(options)
-        marks.append(time.perf_counter())
-        for stage, a, b in zip(spent, marks[:-1], marks[1:], strict=True):
-            spent[stage] += b - a
-        return compiled
-
-    start_function, go_function = functions(problem, optimizer)
-    start = build(start_function, params, problem.args, key)
-    shapes = jax.eval_shape(start_function, params, problem.args, key)
-    go = build(go_function, shapes, problem.args, jnp.asarray(0, jnp.int32))
-    return Programs(start, go, spent, _memory(go))
-
-
-def functions(problem: Problem, optimizer: Optimizer):
-    """The start and the chunk of a run, uncompiled."""
-    objective: Any = problem.objective
-
-    def start(params, args, key) -> Progress:
-        return begin(optimizer, bind(objective, args), params, key)
-
-    def go(progress: Progress, args, limit) -> Progress:
-        never = jnp.zeros((), progress.at.value.dtype)
-        oracle = bind(objective, args)
-        return advance(optimizer, oracle, progress, limit, never, gradient_criterion)
-
-    return start, go
+    memory: dict[str, int | None]
+    clock: dict[str, Any]
+    joules: float | None
+    trace: dict[str, list[float]] | None
 
 
 def measure(
@@ -107,133 +102,155 @@ def measure(
     key: jax.Array,
     *,
     budget: Budget,
-    repeats: int,
-    growth: float,
+    how: Measure,
+    judge: Judge,
+    goal: Goal | None = None,
 ) -> Run:
-    """Run within a budget and measure it; see `Run`."""
+    """Run within a budget and measure it; see `Run`.
+
+    Args:
+      judge: the referee.
+      goal: targets whose first hit is to be narrowed to a step; None for none.
+    """
     start_key, run_key = jax.random.split(key)
     params = jax.block_until_ready(problem.start(start_key))
-    built = programs(problem, optimizer, params, run_key)
-    start, go = built.start, built.go
+    rows = min(budget.steps, TRACE_ROWS) + 1 if how.trace else 0
+    built = programs(problem, optimizer, params, run_key, trace_rows=rows)
     args = jax.block_until_ready(problem.args)
-    none = jnp.asarray(0, jnp.int32)
-    # one discarded execution of each program: first-touch costs belong to no solver
-    jax.block_until_ready(go(start(params, args, run_key), args, none))
 
-    begun = time.perf_counter()
-    progress = jax.block_until_ready(start(params, args, run_key))
-    built.seconds["begin"] = time.perf_counter() - begun
-    clock = built.seconds["begin"]
+    def start() -> Progress:
+        return jax.block_until_ready(built.start(params, args, run_key))
+
+    def go(progress: Progress, limit: int) -> Progress:
+        return jax.block_until_ready(built.go(progress, args, jnp.asarray(limit, jnp.int32)))
+
+    go(start(), 0)  # discarded: first-touch costs belong to no solver
+    snapshots, stamps, last = _first(start, go, budget, how.growth)
+    memory = {"program_bytes": built.memory_bytes, **clock.memory()}
+    built.seconds["begin"] = stamps[0]
+    snapshots = [s._replace(judged=judge(s.params)) for s in snapshots]
+    added = _refined(snapshots, goal, start, go, judge) if goal is not None else []
+    steps = [s.step for s in snapshots]
+    snapshots = sorted([*snapshots, *added], key=lambda s: s.step)
+    every = [s.step for s in snapshots]
+    first = np.interp(every, steps, stamps).tolist()
+    with clock.Watch() as watch:
+        warm = repeated(lambda: warm_run(start, go, every, first), least=how.repeats)
+    joules = energy.joules(lambda: go(start(), every[-1])) if how.energy else None
+    status = snapshots[-1].status
+    if status == Status.RUNNING:
+        status = Status.MAX_STEPS if every[-1] >= budget.steps else Status.OUT_OF_BUDGET
+    return Run(
+        snapshots=snapshots,
+        first_seconds=first,
+        warm=warm,
+        status=status,
+        seconds=built.seconds,
+        memory=memory,
+        clock=watch.seen,
+        joules=joules,
+        trace=_trace(last) if how.trace else None,
+    )
+
+
+def _first(
+    start: Callable[[], Progress],
+    go: Callable[[Progress, int], Progress],
+    budget: Budget,
+    growth: float,
+) -> tuple[list[Snapshot], list[float], Progress]:
+    """The first run, on a geometric grid of steps: snapshots, their stamps, and where it ended."""
+    before = time.perf_counter()
+    progress = start()
+    stamps = [time.perf_counter() - before]
     snapshots = [_snapshot(progress)]
-    stamps = [clock]
     limit = 0
     while snapshots[-1].status == Status.RUNNING and limit < budget.steps:
-        if clock >= budget.seconds:
+        if stamps[-1] >= budget.seconds:
             break
         limit = min(budget.steps, max(limit + 1, int(growth * limit)))
-        bound = jnp.asarray(limit, jnp.int32)
         before = time.perf_counter()
-        progress = jax.block_until_ready(go(progress, args, bound))
-        clock += time.perf_counter() - before
+        progress = go(progress, limit)
+        stamps.append(stamps[-1] + time.perf_counter() - before)
         snapshots.append(_snapshot(progress))
-        stamps.append(clock)
-    steps = [s.steps for s in snapshots]
-    warm = [_again(start, go, params, args, run_key, steps, stamps) for _ in range(repeats)]
-    last = snapshots[-1].status
-    if last == Status.RUNNING:
-        last = Status.MAX_STEPS if steps[-1] >= budget.steps else Status.OUT_OF_BUDGET
-    return Run(
-        steps=steps,
-        params=[s.params for s in snapshots],
-        values=[s.value for s in snapshots],
-        counts=[s.counts for s in snapshots],
-        first_seconds=stamps,
-        warm_seconds=warm,
-        status=last,
-        seconds=built.seconds,
-        memory_bytes=built.memory_bytes,
-    )
+    return snapshots, stamps, progress
 
 
-class _Snapshot(NamedTuple):
-    steps: int
-    params: Any
-    value: float
-    counts: Counts
-    status: Status
-
-
-def _snapshot(progress: Progress) -> _Snapshot:
+def _snapshot(progress: Progress) -> Snapshot:
     """What the host keeps of a point: its best parameters so far and the ledger."""
     best = progress.at if progress.best is None else progress.best
+    rejected = progress.state.rejected
     host = jax.device_get(
-        (progress.steps, best.params, best.value, progress.counts, progress.status)
+        (progress.steps, best.params, best.value, progress.counts, rejected, progress.status)
     )
-    steps, params, value, counts, status = host
+    step, params, value, counts, rejected, status = host
     whole = Counts(*(int(n) for n in counts))
-    return _Snapshot(int(steps), params, float(value), whole, Status(int(status)))
+    return Snapshot(int(step), params, float(value), whole, int(rejected), Status(int(status)))
 
 
-def _again(start, go, params, args, key, steps: list[int], first: list[float]) -> list[float]:
+def _refined(
+    snapshots: list[Snapshot],
+    goal: Goal,
+    start: Callable[[], Progress],
+    go: Callable[[Progress, int], Progress],
+    judge: Judge,
+) -> list[Snapshot]:
+    """Snapshots to add so that first hits are known to the step."""
+    scale = snapshots[0].judged[0] - goal.optimum
+    if not scale > 0:
+        return []
+
+    def seen(snapshot: Snapshot) -> Point:
+        above = snapshot.judged[0] - goal.optimum
+        return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)
+
+    def look(progress: Progress) -> Point:
+        snapshot = _snapshot(progress)
+        return seen(snapshot._replace(judged=judge(snapshot.params), refined=True))
+
+    found = narrow([seen(s) for s in snapshots], goal.targets, start, go, look)
+    return [point.content for point in found]
+
+
+def warm_run(
+    start: Callable[[], Progress],
+    go: Callable[[Progress, int], Progress],
+    steps: list[int],
+    first: list[float],
+) -> list[float]:
     """Cumulative seconds of a warm run at the same snapshots.
 
-    While a run is short, each snapshot is timed by an uninterrupted run up to it, so that the cost
-    of dispatching many small chunks is charged to nobody; beyond that, chunk by chunk.
+    The cost of dispatching chunks (on the order of a millisecond with its fresh buffers) is no
+    solver's. While a run is short, each snapshot is timed by an uninterrupted run up to it. Beyond
+    that it goes chunk by chunk; what this took more than one uninterrupted run of the whole is
+    taken off again, evenly by chunk, unless the run is so long that it does not matter.
     """
     stamps: list[float] = []
-    progress, clock = None, 0.0
+    progress, chunks = None, 0
     for limit, expected in zip(steps, first, strict=True):
-        bound = jnp.asarray(limit, jnp.int32)
+        before = time.perf_counter()
         if expected < UNINTERRUPTED_SECONDS or progress is None:
-            before = time.perf_counter()
-            progress = jax.block_until_ready(go(start(params, args, key), args, bound))
-            clock = max(clock, time.perf_counter() - before)
+            progress = go(start(), limit)
+            stamps.append(time.perf_counter() - before)
         else:
-            before = time.perf_counter()
-            progress = jax.block_until_ready(go(progress, args, bound))
-            clock += time.perf_counter() - before
-        stamps.append(clock)
+            progress = go(progress, limit)
+            stamps.append(stamps[-1] + time.perf_counter() - before)
+            chunks += 1
+    if chunks and stamps[-1] < LONG_SECONDS:
+        before = time.perf_counter()
+        go(start(), steps[-1])
+        surplus = (stamps[-1] - (time.perf_counter() - before)) / chunks
+        for i in range(1, chunks + 1):
+            stamps[i - 1 - chunks] -= i * surplus
     return stamps
 
 
-def flops_along(
-    problem: Problem, optimizer: Optimizer, key: jax.Array, steps: list[int]
-) -> list[float]:
-    """Cumulative model FLOPs at each snapshot: the run replayed with a counter, off the clock."""
-    start_key, run_key = jax.random.split(key)
-    start_function, go_function = functions(problem, optimizer)
-    params = problem.start(start_key)
-    with jax.enable_x64(True):  # the counter is float64; the program's own dtypes are explicit
-        options = {"xla_backend_optimization_level": 1}
-        start = jax.jit(count_flops(start_function))
-        go = jax.jit(count_flops(go_function), compiler_options=options)
-        progress, total = start(params, problem.args, run_key)
-        totals = [float(total)]
-        for limit in steps[1:]:
-            progress, more = go(progress, problem.args, jnp.asarray(limit, jnp.int32))
-            totals.append(totals[-1] + float(more))
-    return totals
-
-
-def _memory(compiled: Any) -> int | None:
-    try:
-        stats = compiled.memory_analysis()
-    except (NotImplementedError, RuntimeError):
+def _trace(progress: Progress) -> dict[str, list[float]] | None:
+    """The columns of a run's own trace, a number per step from the start on."""
+    if progress.trace is None:
         return None
-    if stats is None:
-        return None
-    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    total = sum(getattr(stats, part, 0) for part in parts)
-    return int(total - getattr(stats, "alias_size_in_bytes", 0))
-
-
-def time_call(function: Callable[[], Any], *, seconds: float = 0.1, least: int = 5) -> float:
-    """Median seconds of a synchronised call, over at least `least` calls and about `seconds`."""
-    jax.block_until_ready(function())
-    stamps: list[float] = []
-    begun = time.perf_counter()
-    while len(stamps) < least or (time.perf_counter() - begun < seconds and len(stamps) < 1000):
-        before = time.perf_counter()
-        jax.block_until_ready(function())
-        stamps.append(time.perf_counter() - before)
-    return float(np.median(stamps))
+    rows = int(progress.steps) + 1
+    host = jax.device_get(progress.trace)
+    columns = {"value": host.value, "grad_norm": host.grad_norm, "step_norm": host.step_norm}
+    columns |= {f"count_{kind}": n for kind, n in host.counts._asdict().items() if n[-1]}
+    return {name: np.asarray(column)[:rows].tolist() for name, column in columns.items()}

@@ -1,18 +1,30 @@
 """Studies in plain Python: the same plan, trials, store and report, from objects or names."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optikit.bench import resolve, store
 from optikit.bench.plan import Job
+from optikit.bench.record import Record
 from optikit.bench.report import Summary, summarise, write_page
-from optikit.bench.run import Watcher, run_study
-from optikit.bench.score import ProblemScore, score
+from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
+from optikit.bench.score import (
+    ProblemScore,
+    merged,
+    read_known,
+    score,
+    write_known,
+)
+from optikit.bench.score.known import FILE as KNOWN
 from optikit.bench.spec import ConfigError, Study, validate
-from optikit.bench.store import Record
+from optikit.bench.track import Tracker, tracker_named
+from optikit.bench.tuning import Tuned, charged, tuning_report
 from optikit.bench.yaml_source import Source
 
 
@@ -24,8 +36,8 @@ class Experiment:
       problems: by label: an `ok.Problem`, or what a YAML study would say (`"rosenbrock"`,
         `{"use": "logistic-regression", "data": "digits"}`).
       optimizers: by label: an Optimizer, an optax transformation, a name, or a YAML-like dict.
-      seeds, budget, dtype, matmul_precision, targets, measure: as in a YAML study; budget and
-        measure as dicts.
+      seeds, budget, dtype, matmul_precision, targets, measure, tuning, reference, best_known: as
+        in a YAML study; budget, measure and tuning as dicts.
 
     Example:
       >>> import jax.numpy as jnp, optikit as ok
@@ -46,6 +58,9 @@ class Experiment:
     matmul_precision: str = "highest"
     targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-8)
     measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+    best_known: str | None = None
 
     def study(self) -> Study:
         """The study as data; objects are entered under a name made of their content.
@@ -63,8 +78,11 @@ class Experiment:
             "matmul_precision": self.matmul_precision,
             "targets": list(self.targets),
             "measure": dict(self.measure),
+            "tuning": dict(self.tuning),
+            "reference": self.reference,
+            "best_known": self.best_known,
         }
-        study, problems = validate(Source("Experiment", data, {}))
+        study, problems = validate(Source("Experiment", data, {}), objects=True)
         if problems or study is None:
             msg = "Experiment"
             raise ConfigError(msg, problems)
@@ -75,31 +93,40 @@ class Experiment:
         out: str | pathlib.Path | None = None,
         *,
         executor: str | None = None,
-        workers: int = 1,
+        workers: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        track: str | Tracker | None = None,
         watcher: Watcher | None = None,
     ) -> "Results":
         """Run what is not recorded yet in the folder `out` (by default a temporary one).
 
         Args:
-          executor: "inline" (this process) or "process"; by default "process" where everything is
-            given by name, else "inline", since objects stay in this process.
+          executor: "inline" (this process), "process", "ray" or "slurm"; by default "process" where
+            everything is given by name, else "inline", since objects stay in this process.
+          workers: trials at a time; by default one, or as many as a cluster takes.
+          options: of the executor, such as `{"gpus": 1}` for Ray and SLURM.
+          track: "trackio", "wandb", or a `Tracker`: where results go too.
+          watcher: is told how it goes.
 
         Raises:
           ConfigError: the experiment is not valid.
-          StoreError: the folder cannot be written.
+          StoreError: the folder cannot be written, or is in use.
+          ExecutorError, TrackerError: what was asked for is not there.
           ValueError: objects were given with another executor than "inline".
         """
         study = self.study()
-        objects = any(map(resolve.is_object, [u.use for u in study.problems.values()])) or any(
-            map(resolve.is_object, [u.use for u in study.optimizers.values()])
-        )
+        objects = has_objects(study)
         if executor is None:
             executor = "inline" if objects else "process"
         if objects and executor != "inline":
             msg = f"Python objects run inline; for {executor!r} give names or import paths instead."
             raise ValueError(msg)
         folder = pathlib.Path(tempfile.mkdtemp(prefix="optikit-") if out is None else out)
-        outcome = run_study(study, folder, executor=executor, workers=workers, watcher=watcher)
+        manner = Manner(
+            executor=executor, workers=workers, options=dict(options or {}), path=list(sys.path)
+        )
+        tracker = tracker_named(track) if isinstance(track, str) else track
+        outcome = run_study(study, folder, manner, watcher=watcher, tracker=tracker)
         return collect(study, outcome.folder, outcome.jobs, outcome.failures)
 
 
@@ -121,6 +148,10 @@ class Results:
     problems: list[ProblemScore]
     summary: Summary
 
+    def tuning(self) -> list[Tuned]:
+        """How the tuning of each optimizer on each problem went."""
+        return tuning_report(self.study, self.problems)
+
     def page(self, path: str | pathlib.Path | None = None) -> pathlib.Path:
         """Write the HTML page (by default report.html in the folder) and return its path."""
         target = self.folder / "report.html" if path is None else pathlib.Path(path)
@@ -131,14 +162,46 @@ class Results:
         return "\n".join(self.summary.verdicts)
 
 
+def has_objects(study: Study) -> bool:
+    """Whether a study holds Python objects, which only the process that made it can run."""
+    uses = [*study.problems.values(), *study.optimizers.values()]
+    return any(resolve.is_object(entry.use) for entry in uses)
+
+
 def collect(
     study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
 ) -> Results:
-    """Read a study's records and score them."""
+    """Read a study's records and score them; lower values found are kept with the records."""
     records = store.read_all(folder, [job.id for job in jobs])
-    problems = score(jobs, records)
+    shared = read_known(pathlib.Path(study.best_known)) if study.best_known else {}
+    own = read_known(folder / KNOWN)
+    known = merged(own, shared)
+    problems = score(jobs, records, known)
+    known |= {p.identity: p.best for p in problems if math.isfinite(p.best.value)}
+    if known != own:
+        with contextlib.suppress(
+            store.StoreError
+        ):  # a folder that is only read has its values all the same
+            write_known(folder / KNOWN, known)
+    if study.tuning.charge:
+        problems = [charged(problem) for problem in problems]
     told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
-    return Results(study, folder, jobs, records, problems, summarise(problems, study.targets, told))
+    summary = summarise(problems, study.targets, told, reference=study.reference)
+    return Results(study, folder, jobs, records, problems, summary)
+
+
+def load(folder: str | pathlib.Path) -> Results:
+    """The results in a folder, as far as they have got.
+
+    Raises:
+      StoreError: it is not a results folder, or is damaged.
+    """
+    folder = pathlib.Path(folder)
+    study = study_of(folder)
+    jobs = planned(study, folder)
+    records = store.read_all(folder, [job.id for job in jobs])
+    failures = {k: r.facts["error"] for k, r in records.items() if r.facts.get("error")}
+    return collect(study, folder, jobs, failures)
 
 
 def _entry(label: str, given: Any) -> dict[str, Any]:

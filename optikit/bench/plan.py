@@ -2,125 +2,234 @@
 
 A trial's id is a hash of everything that determines it: its resolved problem, optimizer, seed,
 budget and precision, and the code (optikit's and the user's). A finished id is never run again;
-any change makes a new one.
+any change makes a new one. Where hyperparameters are tuned, the plan grows once: the reported
+trials follow from the records of the tuning trials.
 """
 
 import functools
 import hashlib
-import json
 import pathlib
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import optikit
-from optikit.bench.signature import module_file
-from optikit.bench.spec import Budget, Measure, OptimizerUse, Study, variants
+from optikit.bench import peers
+from optikit.bench.factories import declared_by, find_factory
+from optikit.bench.job import Job
+from optikit.bench.signature import module_file, registry
+from optikit.bench.spaces import spaces
+from optikit.bench.spec import OptimizerUse, ProblemUse, Study, variants
+from optikit.bench.store import Record
+
+__all__ = ["Job", "code_version", "outlook", "plan", "problem_job"]
 
 
-class Job(BaseModel):
-    """One unit of work, run in a process of its own and recorded as one file.
+def plan(
+    study: Study, records: Mapping[str, Record] | None = None, *, settle: bool = False
+) -> list[Job]:
+    """All jobs of a study that can be named yet: problems, tuning trials, then reported trials.
 
-    Attributes:
-      kind: "trial": one optimizer on one problem. "problem": what all its trials share: the
-        reference optimum and the price of each oracle.
-      problem: label of the problem. use: its factory. arguments: of the factory.
-      optimizer: likewise, empty for a "problem".
-      variant: the optimizer's label with the arguments that were swept.
+    Without search spaces that is everything. With them the reported trials come once every tuning
+    trial has a record, so that tuned and untuned methods run interleaved: plan, run, and plan again
+    with the records until nothing is new. Rounds and seeds are the outer loops, so that a drift
+    of the machine's speed meets every solver alike.
+
+    Args:
+      records: of the tuning trials and problems, by job id; others do no harm.
+      settle: take tuning trials without a record for failed, and go on with what there is.
     """
-
-    model_config = ConfigDict(frozen=True)
-    kind: Literal["trial", "problem"]
-    problem: str
-    problem_use: str
-    problem_arguments: dict[str, Any]
-    optimizer: str = ""
-    optimizer_use: str = ""
-    optimizer_arguments: dict[str, Any] = {}
-    variant: str = ""
-    seed: int = 0
-    budget: Budget = Budget()
-    dtype: str = "float64"
-    matmul_precision: str = "highest"
-    measure: Measure = Measure()
-    code: str = ""
-
-    @property
-    def id(self) -> str:
-        """Sixteen hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        if self.kind == "problem":
-            return f"{self.problem} · reference"
-        return f"{self.problem} · {self.variant} · seed {self.seed}"
-
-
-def plan(study: Study) -> list[Job]:
-    """All jobs of a study: the problems first, then trials interleaved over optimizers.
-
-    Seeds are the outer loop, so that a drift of the machine's speed meets every solver alike.
-    """
+    problems = list(_problems(study))
     jobs = [
-        _job(study, label, kind="problem", code=code_version(use.use))
-        for label, use in study.problems.items()
+        _job(study, problem, kind="problem", code=code_version(problem.use.use))
+        for problem in problems
     ]
-    for seed in study.seeds:
-        for label, problem in study.problems.items():
-            for name, optimizer in study.optimizers.items():
-                if optimizer.problems is not None and label not in optimizer.problems:
-                    continue
-                for arguments in variants(optimizer):
-                    jobs.append(
-                        _job(
-                            study,
-                            label,
-                            kind="trial",
-                            optimizer=name,
-                            optimizer_use=optimizer.use,
-                            optimizer_arguments=arguments,
-                            variant=_variant(name, optimizer, arguments),
-                            seed=seed,
-                            code=code_version(problem.use, optimizer.use),
-                        )
-                    )
-    return jobs
+    tuned = {label: use for label, use in study.optimizers.items() if spaces(use.arguments)}
+    if not tuned:
+        return jobs + _reported(study, problems, {})
+    from optikit.bench.tuning import choose
+
+    trials = _tuning(study, problems, tuned)
+    known = records or {}
+    if not settle and any(job.id not in known for job in jobs + trials):
+        return jobs + trials
+    return jobs + trials + _reported(study, problems, choose(study, jobs + trials, known))
 
 
-def _job(study: Study, label: str, **fields: Any) -> Job:
-    use = study.problems[label]
+def outlook(study: Study) -> tuple[int, int]:
+    """How many jobs can be named now, and how many reported trials follow once tuning is done."""
+    now = plan(study)
+    problems = list(_problems(study))
+    tuned = [label for label, use in study.optimizers.items() if spaces(use.arguments)]
+    if not tuned:
+        return len(now), 0
+    chosen = {(problem.label, name): {} for problem in problems for name in tuned}
+    return len(now), len(_reported(study, problems, chosen))
+
+
+class _Problem(NamedTuple):
+    """One problem of a study: `base` is its label there, `label` has the swept arguments too."""
+
+    base: str
+    label: str
+    use: ProblemUse
+    arguments: dict[str, Any]
+    swept: dict[str, Any]
+
+
+def _problems(study: Study) -> Iterator[_Problem]:
+    for base, use in study.problems.items():
+        for arguments, swept in _expanded(use):
+            yield _Problem(base, _labelled(base, swept), use, arguments, swept)
+
+
+def _expanded(use: ProblemUse | OptimizerUse) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The argument sets of a factory, each with those arguments that its grids vary."""
+    names = [name for name, value in use.arguments.items() if _is_grid(value)]
+    for arguments in variants(use):
+        yield arguments, {name: arguments[name] for name in names}
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)
+
+
+def _labelled(label: str, swept: Mapping[str, Any]) -> str:
+    """The label, with the swept arguments where there is a sweep."""
+    inner = ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in swept.items()
+    )
+    return f"{label} ({inner})" if inner else label
+
+
+def _meets(problem: _Problem, use: OptimizerUse) -> bool:
+    """Whether an optimizer is to be run on a problem: all, unless it names some."""
+    return use.problems is None or problem.base in use.problems
+
+
+def _tuning(study: Study, problems: list[_Problem], tuned: Mapping[str, OptimizerUse]) -> list[Job]:
+    """The trials that choose hyperparameters: as many for every method."""
+    from optikit.bench.tuning import sample, tuning_target
+
+    lean = {"repeats": 1, "flops": study.tuning.axis == "flops" or study.tuning.charge}
+    thrifty = study.model_copy(
+        update={
+            "measure": study.measure.model_copy(update=lean),
+            "targets": [tuning_target(study)],
+        }
+    )
+    tried = {label: sample(use, study.tuning) for label, use in tuned.items()}
+    return [
+        _trial(
+            thrifty, problem, label, use, tried[label][i], f"{label} (trial {i + 1})", seed, "tune"
+        )
+        for i in range(study.tuning.trials)
+        for seed in study.tuning.seeds
+        for problem in problems
+        for label, use in tuned.items()
+        if _meets(problem, use)
+    ]
+
+
+def _reported(
+    study: Study,
+    problems: list[_Problem],
+    chosen: Mapping[tuple[str, str], dict[str, Any]],
+) -> list[Job]:
+    """The trials that are shown: every variant of every optimizer, rounds and seeds outermost."""
+    return [
+        _trial(study, problem, label, use, arguments, variant, seed, "report", repetition)
+        for repetition in range(study.measure.rounds)
+        for seed in study.seeds
+        for problem in problems
+        for label, use in study.optimizers.items()
+        if _meets(problem, use)
+        for variant, arguments in _shown(label, use, chosen.get((problem.label, label)))
+    ]
+
+
+def _shown(
+    label: str, use: OptimizerUse, tuned: dict[str, Any] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An optimizer's variants: of its grids, or default and tuned where it has a search space."""
+    if not spaces(use.arguments):
+        for arguments, swept in _expanded(use):
+            yield _labelled(label, swept), arguments
+        return
+    from optikit.bench.tuning import DEFAULT, TUNED, fixed
+
+    if _has_defaults(use):
+        yield f"{label} {DEFAULT}", fixed(use)
+    if tuned is not None:
+        yield f"{label} {TUNED}", tuned
+
+
+def _has_defaults(use: OptimizerUse) -> bool:
+    """Whether every searched argument may be left out."""
+    target, _ = find_factory(use.use, _optimizers(), optimizer=True)
+    declared = declared_by(target) if target else None
+    if declared is None:
+        return True  # not readable without importing it: the trial will say
+    searched = {space.name for space in spaces(use.arguments)}
+    if target.startswith("optax"):
+        searched -= {"learning_rate"}  # has a default here; see `named`
+    return not any(p.required and p.name in searched for p in declared.parameters)
+
+
+def _optimizers() -> dict[str, str]:
+    return registry("optikit.optimizers", "OPTIMIZERS")
+
+
+def _trial(
+    study: Study, problem: _Problem, label: str, use: OptimizerUse, arguments: dict[str, Any],
+    variant: str, seed: int, role: str, repetition: int = 0,
+) -> Job:  # fmt: skip
+    return _job(
+        study,
+        problem,
+        kind="trial",
+        optimizer=label,
+        optimizer_use=use.use,
+        optimizer_arguments=arguments,
+        variant=variant,
+        role=role,
+        seed=seed,
+        round=repetition,
+        code=code_version(problem.use.use, use.use),
+    )
+
+
+def _job(study: Study, problem: _Problem, **fields: Any) -> Job:
     return Job(
-        problem=label,
-        problem_use=use.use,
-        problem_arguments=use.arguments,
+        problem=problem.label,
+        problem_use=problem.use.use,
+        problem_arguments=problem.arguments,
+        group=problem.use.group or problem.base,
+        swept=problem.swept,
         budget=study.budget,
         dtype=study.dtype,
         matmul_precision=study.matmul_precision,
         measure=study.measure,
+        targets=study.targets,
         **fields,
     )
 
 
-def _variant(label: str, use: OptimizerUse, arguments: dict[str, Any]) -> str:
-    """The label, with the swept arguments where there is a sweep."""
-    swept = [name for name, value in use.arguments.items() if isinstance(value, dict)]
-    inner = ", ".join(
-        f"{name}={arguments[name]:g}"
-        if isinstance(arguments[name], float)
-        else f"{name}={arguments[name]}"
-        for name in swept
-    )
-    return f"{label} ({inner})" if inner else label
+def problem_job(job: Job) -> Job:
+    """The job of what a reported trial shares with all others on its problem."""
+    blank: dict[str, Any] = {"kind": "problem", "code": code_version(job.problem_use)}
+    for name in ("optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"):
+        blank[name] = Job.model_fields[name].default
+    return job.model_copy(update=blank)
 
 
 def code_version(*uses: str) -> str:
     """A hash of optikit's sources and of the modules that import paths name."""
     digest = hashlib.sha256(_own_sources().encode())
     for use in uses:
-        if ":" in use:
+        if peers.is_peer(use):
+            digest.update(f"{use} {peers.version(use)}".encode())
+        elif ":" in use:
             file = module_file(use.partition(":")[0])
             digest.update(file.read_bytes() if file else use.encode())
     return digest.hexdigest()[:16]

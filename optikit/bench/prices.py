@@ -1,12 +1,13 @@
 """What one call of each oracle costs on this device, in seconds."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from optikit.bench.execute import time_call
 from optikit.calculus import bind
 from optikit.calculus.objective import residual_vector
 from optikit.core import tree
@@ -74,16 +75,13 @@ def _products(problem: Problem) -> dict[str, Callable]:
     return {kind: chain(curvature) for kind, curvature in kinds.items()}
 
 
-def gradient_equivalents(counts: dict[str, int], found: dict[str, float]) -> float | None:
-    """Oracle calls in units of one gradient's seconds; None if a kind used has no price."""
-    unit = found.get("grad")
-    if not unit:
-        return None
-    total = 0.0
-    for kind, number in counts.items():
-        if number == 0:
-            continue
-        if kind not in found:
-            return None
-        total += number * found[kind] / unit
-    return total
+def time_call(function: Callable[[], Any], *, seconds: float = 0.1, least: int = 5) -> float:
+    """Median seconds of a synchronised call, over at least `least` calls and about `seconds`."""
+    jax.block_until_ready(function())
+    stamps: list[float] = []
+    begun = time.perf_counter()
+    while len(stamps) < least or (time.perf_counter() - begun < seconds and len(stamps) < 1000):
+        before = time.perf_counter()
+        jax.block_until_ready(function())
+        stamps.append(time.perf_counter() - before)
+    return float(np.median(stamps))

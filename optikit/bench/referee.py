@@ -5,13 +5,14 @@ same float64 function on the same data as every other.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optikit.analyze import certify
-from optikit.bench.execute import programs
+from optikit.bench.programs import programs
 from optikit.calculus import bind
 from optikit.core import Status, tree
 from optikit.optimizers import named
@@ -21,25 +22,25 @@ from optikit.solve.choose import choose
 REFERENCE_STEPS = 2000
 
 
-class Verdicts(NamedTuple):
-    """Float64 objective values and largest gradient entries, one per point."""
+def referee(problem: Problem) -> Callable[[Any], tuple[float, float]]:
+    """Judge of points, whatever their dtype: (objective, largest gradient entry) in float64.
 
-    values: list[float]
-    grad_norms: list[float]
-
-
-def judge(problem: Problem, points: list[Any]) -> Verdicts:
-    """Evaluate the problem in float64 at each point."""
-    with jax.enable_x64(True):
+    It is compiled once, apart from every solver's programs.
+    """
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = problem.cast(jnp.float64)
 
-        @jax.jit
-        def evaluate(params, args):
-            at = bind(exact.objective, args).value_and_grad(params)  # type: ignore[arg-type]
-            return at.value, tree.max_abs(at.grad)
+    @jax.jit
+    def evaluate(params, args):
+        at = bind(exact.objective, args).value_and_grad(params)  # type: ignore[arg-type]
+        return at.value, tree.max_abs(at.grad)
 
-        pairs = [jax.device_get(evaluate(cast_floats(p, jnp.float64), exact.args)) for p in points]
-    return Verdicts([float(v) for v, _ in pairs], [float(g) for _, g in pairs])
+    def judge(point: Any) -> tuple[float, float]:
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            value, largest = evaluate(cast_floats(point, jnp.float64), exact.args)
+            return float(value), float(largest)
+
+    return judge
 
 
 class Reference(NamedTuple):
@@ -61,7 +62,7 @@ def reference(problem: Problem, key: jax.Array, *, seconds: float) -> Reference:
     Args:
       seconds: running time after which the solve is left as it is.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = problem.cast(jnp.float64)
         start = exact.start(key)
         chosen = choose(exact.objective, start, exact.args)[0]  # type: ignore[arg-type]

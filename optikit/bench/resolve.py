@@ -92,6 +92,8 @@ def problem_of(job: Job) -> Any:
 def optimizer_of(job: Job) -> Any:
     """The optimizer of a job: ours, optax's, or a user's (an Optimizer or an optax transformation).
 
+    Those of other libraries are no Optimizers: see `optikit.bench.peers`.
+
     Raises:
       TypeError: a factory that returns neither.
     """

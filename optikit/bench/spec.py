@@ -13,16 +13,22 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from optikit.bench import yaml_source
-from optikit.bench.signature import Parameter, Signature, registry, signature
+from optikit.bench import limits, yaml_source
+from optikit.bench.factories import declared_by, find_factory
+from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
+from optikit.bench.signature import Parameter, Signature, registry
+from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
+Seed = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class Budget(_Strict):
@@ -38,16 +44,38 @@ class Budget(_Strict):
 class Measure(_Strict):
     """How a trial is measured."""
 
-    repeats: int = Field(default=3, ge=1, description="warm runs; the median counts")
+    repeats: int = Field(
+        default=3, ge=1,
+        description="least number of warm runs, of which the median counts; short runs are "
+        "repeated more, unless this is 1",
+    )  # fmt: skip
+    rounds: int = Field(
+        default=1, ge=1, le=100,
+        description="processes a trial is repeated in; timing claims want 5 and more",
+    )  # fmt: skip
     growth: float = Field(default=1.2, gt=1, le=10, description="ratio of the snapshot grid")
-    flops: bool = Field(default=True, description="count model FLOPs in a replay off the clock")
+    refine: bool = Field(
+        default=True, description="narrow the first hit of each target to a step, by replays"
+    )
+    flops: bool = Field(
+        default=True, description="count model FLOPs and bytes in a replay off the clock"
+    )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+    trace: bool = Field(
+        default=False,
+        description="keep value, gradient, step length and oracle calls of every step, on the "
+        "device; it costs some microseconds a step",
+    )
+    energy: bool = Field(
+        default=False,
+        description="joules, where the device counts them; runs are repeated for some seconds",
+    )
 
 
 class _Use(BaseModel):
     """A factory by name or import path, and its arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
     use: str
 
     @property
@@ -57,16 +85,46 @@ class _Use(BaseModel):
 
 
 class ProblemUse(_Use):
-    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments."""
+    """`use: logistic-regression` or `use: my_lab.models:wide_net`, and its arguments.
+
+    An argument may be a grid: `n: {grid: [10, 100, 1000]}` makes a problem for each value.
+    """
+
+    group: Label | None = Field(
+        default=None,
+        description="problems of one group are alike: resampled together; by default each label",
+    )
 
 
 class OptimizerUse(_Use):
-    """`use: newton-cg`, `use: adamw` (optax) or `use: my_lab.solvers:mine`, and its arguments.
+    """`use: newton-cg`, `use: adamw` (optax), `use: scipy:trust-exact` (another library's, see
+    `optikit.bench.peers`) or `use: my_lab.solvers:mine`, and its arguments.
 
     An argument may be a grid: `learning_rate: {grid: [0.01, 0.1]}` makes a variant for each value.
+    Or it may be a search space, to be tuned: `{log_uniform: [1e-4, 1.0]}`, `{uniform: [a, b]}`,
+    `{int_uniform: [a, b]}`, `{choice: [...]}`, with `when: {name: value}` if it is conditional.
     """
 
     problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+
+
+class Tuning(_Strict):
+    """How hyperparameters with a search space are chosen: as many trials for every method."""
+
+    trials: int = Field(default=20, ge=1, le=4096, description="settings tried per problem")
+    seeds: list[Seed] = Field(
+        default=TUNING_SEEDS, min_length=1, description="none of the report's"
+    )
+    sampler: Literal["sobol", "halton"] = "sobol"
+    seed: int = Field(default=0, ge=0, description="scrambles the quasi-random sequence")
+    criterion: Literal["cost", "gap"] = Field(
+        default="cost", description="least cost to the target, or least gap at the end"
+    )
+    target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="by default the study's main target"
+    )
+    axis: Literal["steps", "calls", "gradients", "flops", "warm", "cold"] = "gradients"
+    charge: bool = Field(default=False, description="add the cost of tuning to tuned methods")
 
 
 class Study(_Strict):
@@ -75,7 +133,7 @@ class Study(_Strict):
     name: Label
     problems: dict[Label, ProblemUse] = Field(min_length=1)
     optimizers: dict[Label, OptimizerUse] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     budget: Budget = Budget()
     dtype: Literal["float32", "float64"] = "float64"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -85,6 +143,13 @@ class Study(_Strict):
         description="(f - f*) / (f0 - f*) to be reached",
     )
     measure: Measure = Measure()
+    tuning: Tuning = Tuning()
+    reference: str | None = Field(
+        default=None, description="the optimizer that ratings compare with; by default the first"
+    )
+    best_known: str | None = Field(
+        default=None, description="a file of best known values, relative to the study's"
+    )
 
 
 class ConfigError(Exception):
@@ -94,9 +159,14 @@ class ConfigError(Exception):
         self.problems = sorted(problems)
         lines = [
             f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
-            for m, text in self.problems
+            for m, text in ((m, _on_one_line(text)) for m, text in self.problems)
         ]
         super().__init__("\n".join(lines))
+
+
+def _on_one_line(text: str) -> str:
+    """Text from a file as it may be shown: no line ends, no control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
@@ -111,28 +181,41 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
         if not problems:
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
-    source, wrong = _overridden(source, overrides)
+    source, wrong = yaml_source.overridden(source, overrides)
     study, more = validate(source)
-    problems += wrong + more
+    shared, missing = resolve_best_known(source, path.parent)
+    problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
-    return study
+    return study.model_copy(update={"best_known": shared})
 
 
-def validate(source: Source) -> tuple[Study | None, list[tuple[Mark, str]]]:
-    """The study of parsed data, and all that is wrong with it."""
+def validate(
+    source: Source, *, objects: bool = False
+) -> tuple[Study | None, list[tuple[Mark, str]]]:
+    """The study of parsed data, and all that is wrong with it.
+
+    Args:
+      objects: whether it may name Python objects that an `Experiment` has entered.
+    """
     problems: list[tuple[Mark, str]] = []
     try:
         study = Study.model_validate(source.data)
     except pydantic.ValidationError as error:
         study = None
         for item in error.errors():
-            path = tuple(p for p in item["loc"] if p != "[key]")
+            path = item["loc"]
+            if path[-1:] == ("[key]",) and item["type"] != "extra_forbidden":
+                path = path[:-1]  # pydantic's way to say that the key itself is wrong
             problems.append((_place(source, path, item["type"]), _explained(path, item)))
     if isinstance(source.data, dict):
-        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS")
-        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS")
+        problems += _check_uses(source, "problems", "optikit.problems", "PROBLEMS", objects)
+        problems += _check_uses(source, "optimizers", "optikit.optimizers", "OPTIMIZERS", objects)
         problems += _check_labels(source)
+        problems += check_protocol(source)
+        problems += limits.repetitions(source)
+    if study is not None and not problems:
+        problems += limits.size(source, study)
     return study, problems
 
 
@@ -160,11 +243,14 @@ def _explained(path: Path, item: Any) -> str:
 
 
 def _fields_at(path: Path) -> list[str]:
-    model: Any = {(): Study, ("budget",): Budget, ("measure",): Measure}.get(tuple(path))
+    models = {(): Study, ("budget",): Budget, ("measure",): Measure, ("tuning",): Tuning}
+    model: Any = models.get(tuple(path))
     return list(model.model_fields) if model else []
 
 
-def _check_uses(source: Source, section: str, module: str, name: str) -> list[tuple[Mark, str]]:
+def _check_uses(
+    source: Source, section: str, module: str, name: str, objects: bool
+) -> list[tuple[Mark, str]]:
     """Names and arguments of a section's factories, against their signatures."""
     entries = source.data.get(section)
     if not isinstance(entries, dict):
@@ -176,47 +262,24 @@ def _check_uses(source: Source, section: str, module: str, name: str) -> list[tu
         if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
             continue
         path = (section, label)
-        if entry["use"].startswith("object "):
+        if objects and entry["use"].startswith("object "):
             continue  # entered by Experiment
-        target, complaint = find_factory(entry["use"], known, optax=section == "optimizers")
+        target, complaint = find_factory(entry["use"], known, optimizer=section == "optimizers")
         if complaint:
             problems.append(
                 (_place(source, (*path, "use"), ""), f"{section}.{label}.use: {complaint}")
             )
             continue
-        declared = signature(target)
+        declared = declared_by(target)
         if declared is None:
             continue  # not readable without importing it: checked when it is built
         given = {k: v for k, v in entry.items() if k not in own}
-        problems += _check_arguments(
-            source, path, given, declared, swept=section == "optimizers", target=target
-        )
+        problems += _check_arguments(source, path, given, declared, target=target)
     return problems
 
 
-def find_factory(use: str, known: dict[str, str], *, optax: bool) -> tuple[str, str]:
-    """The "module:function" behind a `use`, and a complaint if there is none."""
-    if ":" in use:
-        module, _, function = use.partition(":")
-        if not module or not function:
-            return "", f"an import path is written module:function (got {use!r})"
-        return use, ""
-    plain = use.lower().replace("_", "-")
-    if plain in known:
-        return known[plain], ""
-    if optax:
-        name = plain.removeprefix("optax.").replace("-", "_")
-        for module in ("optax", "optax.contrib"):
-            found = signature(f"{module}:{name}")
-            if found and any(p.name == "learning_rate" for p in found.parameters):
-                return f"{module}:{name}", ""
-    close = difflib.get_close_matches(plain, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return "", f"unknown name {use!r}: {hint}"
-
-
 def _check_arguments(
-    source: Source, path: Path, given: dict, declared: Signature, *, swept: bool, target: str
+    source: Source, path: Path, given: dict, declared: Signature, *, target: str
 ) -> list[tuple[Mark, str]]:
     parameters = {p.name: p for p in declared.parameters}
     problems = []
@@ -230,7 +293,7 @@ def _check_arguments(
                     hint = f"; it takes {', '.join(parameters) or 'no arguments'}"
                 problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
             continue
-        for variant, place in _variants_of(value, (*path, name), swept):
+        for variant, place in _variants_of(value, (*path, name)):
             complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
             if complaint:
                 problems.append((_place(source, place, ""), f"{where}: {complaint}"))
@@ -243,11 +306,13 @@ def _check_arguments(
     return problems
 
 
-def _variants_of(value: Any, path: Path, swept: bool) -> list[tuple[Any, Path]]:
-    if swept and isinstance(value, dict) and set(value) == {"grid"} and value["grid"]:
-        items = value["grid"]
-        if isinstance(items, list):
-            return [(item, (*path, "grid", i)) for i, item in enumerate(items)]
+def _variants_of(value: Any, path: Path) -> list[tuple[Any, Path]]:
+    """The values that a grid or a search space may give an argument, each with its place."""
+    if isinstance(value, dict):
+        kind = "grid" if "grid" in value else kind_of(value)
+        if kind:  # what is no list is told by check_protocol
+            items = value[kind] if isinstance(value[kind], list) else []
+            return [(item, (*path, kind, i)) for i, item in enumerate(items)]
     return [(value, path)]
 
 
@@ -294,7 +359,7 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
     for label, entry in optimizers.items():
         wanted = entry.get("problems") if isinstance(entry, dict) else None
         for i, name in enumerate(wanted if isinstance(wanted, list) else []):
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 place = source.mark(("optimizers", label, "problems", i))
                 close = difflib.get_close_matches(str(name), known, 1)
                 hint = f": did you mean {close[0]!r}?" if close else ""
@@ -302,33 +367,8 @@ def _check_labels(source: Source) -> list[tuple[Mark, str]]:
     return problems
 
 
-def _overridden(source: Source, overrides) -> tuple[Source, list[tuple[Mark, str]]]:
-    """The source with `a.b=value` applied; values are read as YAML."""
-    data, problems = source.data, []
-    marks = dict(source.marks)
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        value, wrong = yaml_source.parse(raw, text)
-        if not equals or not key or wrong:
-            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
-            continue
-        path = tuple(key.split("."))
-        data = _with(data, path, value.data)
-        for length in range(1, len(path) + 1):
-            marks.setdefault(path[:length], Mark(0, 0))
-        marks[(*path, "=")] = Mark(0, 0)
-    return Source(source.name, data, marks), problems
-
-
-def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
-    if not path:
-        return value
-    inner = data if isinstance(data, dict) else {}
-    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}
-
-
-def variants(use: OptimizerUse) -> list[dict[str, Any]]:
-    """The argument sets of an optimizer: the product of its grids."""
+def variants(use: ProblemUse | OptimizerUse) -> list[dict[str, Any]]:
+    """The argument sets of a factory: the product of its grids."""
     axes = {
         name: value["grid"]
         if isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)

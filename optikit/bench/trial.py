@@ -4,11 +4,12 @@ The same job may be run again after a kill: it writes its record once, atomicall
 """
 
 import contextlib
+import functools
 import time
 import traceback
 from typing import Any
 
-from optikit.bench import environment
+from optikit.bench import environment, peers
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
 
@@ -28,8 +29,10 @@ def run_job(job: Job) -> Record:
         stack.enter_context(jax.enable_x64(job.dtype == "float64"))
         stack.enter_context(jax.default_matmul_precision(job.matmul_precision))
         try:
-            work = _problem_job if job.kind == "problem" else _trial_job
-            facts, rows = work(job)
+            if job.kind == "problem":
+                facts = _problem_job(job)
+            else:
+                facts, rows = _trial_job(job)
             facts["error"] = None
         except Exception as error:  # a failing solver is a result, not the end of the study
             facts = {
@@ -42,12 +45,12 @@ def run_job(job: Job) -> Record:
     return Record(job.model_dump(mode="json") | {"id": job.id}, facts, rows)
 
 
-def _problem_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _problem_job(job: Job) -> dict[str, Any]:
     import jax
 
     from optikit.bench.prices import prices
-    from optikit.bench.referee import reference
-    from optikit.bench.resolve import problem_of
+    from optikit.bench.referee import referee, reference
+    from optikit.bench.resolve import fingerprint, problem_of
     from optikit.core import tree
 
     problem = problem_of(job)
@@ -56,53 +59,105 @@ def _problem_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
     return {
         "reference": known._asdict(),
+        "checksum": fingerprint(jax.device_get(problem.args)),
+        "start_value": referee(problem)(problem.start(key))[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
         "description": problem.description,
-    }, []
+    }
 
 
 def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
-    import numpy as np
 
-    from optikit.bench.execute import flops_along, measure
-    from optikit.bench.referee import judge
+    from optikit.bench.execute import Goal, measure
+    from optikit.bench.referee import referee
+    from optikit.bench.replay import costs_along
     from optikit.bench.resolve import optimizer_of, problem_of
 
     problem = problem_of(job)
-    cast, optimizer = problem.cast(job.dtype), optimizer_of(job)
-    key = jax.random.fold_in(jax.random.key(0), job.seed)
-    run = measure(
-        cast,
-        optimizer,
-        key,
+    cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
+    if peers.is_peer(job.optimizer_use):
+        optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
+        measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
+    else:
+        optimizer = optimizer_of(job)
+        measured = functools.partial(measure, optimizer=optimizer)
+        followed, more = functools.partial(costs_along, optimizer=optimizer), dict
+    known = problem.optimum if job.known is None else job.known
+    run = measured(
+        problem=cast,
+        key=key,
         budget=job.budget,
-        repeats=job.measure.repeats,
-        growth=job.measure.growth,
+        how=job.measure,
+        judge=referee(problem),
+        goal=Goal(known, job.targets) if job.measure.refine and known is not None else None,
     )
-    verdicts = judge(problem, run.params)
-    flops = flops_along(cast, optimizer, key, run.steps) if job.measure.flops else None
-    warm = np.asarray(run.warm_seconds)
-    rows = [
-        {
-            "step": step,
-            "value": verdicts.values[i],
-            "grad_norm": verdicts.grad_norms[i],
-            "solver_value": run.values[i],
-            "first_seconds": run.first_seconds[i],
-            "warm_seconds": float(np.median(warm[:, i])),
-            "warm_low": float(np.min(warm[:, i])),
-            "warm_high": float(np.max(warm[:, i])),
-            "flops": None if flops is None else flops[i],
-            **{f"count_{kind}": n for kind, n in run.counts[i]._asdict().items()},
-        }
-        for i, step in enumerate(run.steps)
-    ]
+    steps = [snapshot.step for snapshot in run.snapshots]
+    along = followed(problem=cast, key=key, steps=steps) if job.measure.flops else None
     return {
         "status": run.status.name,
         "sentence": run.status.sentence,
         "method": optimizer.name,
         "seconds": run.seconds,
-        "memory_bytes": run.memory_bytes,
-    }, rows
+        "memory": run.memory,
+        "memory_bytes": run.memory["program_bytes"],
+        "clock": run.clock
+        | {
+            "runs": run.warm.runs,
+            "coverage": run.warm.coverage,
+            "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
+        },
+        "invalid": run.clock["invalid"],
+        "known": known,
+        "ledger_agrees": None if along is None else along.ledger_agrees,
+        "unpriced": None if along is None else along.unknown,
+        "trace": run.trace,
+        **more(),
+    }, _rows(run, along)
+
+
+def _mismatched(params: Any, dtype: str) -> list[str]:
+    """A mark for parameters that did not stay in the precision asked for."""
+    import jax
+    import jax.numpy as jnp
+
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    strays = [k for k in kinds if jnp.issubdtype(k, jnp.floating) and k != jnp.dtype(dtype)]
+    return ["mismatched"] if strays else []
+
+
+def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
+    """One row per snapshot: what the referee saw, and what it had cost."""
+    whole = run.warm.median[-1]
+    rows = []
+    for i, snapshot in enumerate(run.snapshots):
+        value, grad_norm = snapshot.judged
+        share = run.warm.median[i] / whole if whole > 0 else 0.0
+        rows.append(
+            {
+                "step": snapshot.step,
+                "rejected": snapshot.rejected,
+                "refined": snapshot.refined,
+                "value": value,
+                "grad_norm": grad_norm,
+                "solver_value": snapshot.value,
+                "first_seconds": run.first_seconds[i],
+                "warm_seconds": run.warm.median[i],
+                "warm_low": run.warm.low[i],
+                "warm_high": run.warm.high[i],
+                "flops": None if along is None else along.costs[i].flops,
+                "bytes": None if along is None else along.costs[i].bytes,
+                "joules": None if run.joules is None else run.joules * share,
+                **{f"count_{kind}": n for kind, n in snapshot.counts._asdict().items()},
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    from optikit.bench.attempt import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ not; duplicate keys are errors; only plain data is built, never objects.
 
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -42,6 +43,14 @@ class Problem(NamedTuple):
     message: str
 
 
+MAX_VALUES = 100_000
+"""Values in one file, aliases written out: more is no study but an attack, or a mistake."""
+
+
+class _TooMuch(Exception):
+    """A file with more than `MAX_VALUES` values."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's numbers and booleans."""
 
@@ -70,17 +79,23 @@ def parse(text: str, name: str) -> tuple[Source, list[Problem]]:
 
     After a syntax error the data is None; duplicate keys and unknown tags leave the rest usable.
     """
+    marks: dict[Path, Mark] = {}
+    problems: list[Problem] = []
     try:
         node = yaml.compose(text, Loader=_Loader)
+        data = None if node is None else _build(node, (), marks, problems, set())
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
         return Source(name, None, {}), [Problem(mark, f"not YAML: {error.problem}")]
-    except yaml.YAMLError as error:
-        return Source(name, None, {}), [Problem(Mark(1, 1), f"not YAML: {error}")]
-    marks: dict[Path, Mark] = {}
-    problems: list[Problem] = []
-    data = None if node is None else _build(node, (), marks, problems, set())
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        mark = Mark(before.count("\n") + 1, error.position - before.rfind("\n"))
+        return Source(name, None, {}), [Problem(mark, f"not YAML: {error.reason}")]
+    except RecursionError:
+        return Source(name, None, {}), [Problem(Mark(1, 1), "nested too deeply")]
+    except _TooMuch:
+        return Source(name, None, {}), [Problem(Mark(1, 1), f"more than {MAX_VALUES} values")]
     return Source(name, data, marks), problems
 
 
@@ -100,6 +115,8 @@ def _position(node: yaml.Node) -> Mark:
 def _build(node: yaml.Node, path: Path, marks: dict, problems: list, above: set) -> Any:
     """Plain data from a node, entering positions and problems on the way."""
     marks.setdefault(path, _position(node))
+    if len(marks) > MAX_VALUES:
+        raise _TooMuch
     if id(node) in above:
         problems.append(Problem(_position(node), "an alias must not contain itself"))
         return None
@@ -137,3 +154,31 @@ def _build_mapping(node, path: Path, marks: dict, problems: list, above: set) ->
             continue
         marks[(*path, key, "=")] = _position(value_node)
     return built
+
+
+def overridden(source: Source, overrides: Sequence[str]) -> tuple[Source, list[tuple[Mark, str]]]:
+    """The source with `a.b=value` applied, and what is wrong with that; values are read as YAML.
+
+    What an override has set stands at line 0.
+    """
+    data, problems = source.data, []
+    marks = dict(source.marks)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        value, wrong = parse(raw, text)
+        if not equals or not key or wrong:
+            problems.append((Mark(0, 0), f"override {text!r}: write it as a.b=value"))
+            continue
+        path = tuple(key.split("."))
+        data = _with(data, path, value.data)
+        for length in range(1, len(path) + 1):
+            marks.setdefault(path[:length], Mark(0, 0))
+        marks[(*path, "=")] = Mark(0, 0)
+    return Source(source.name, data, marks), problems
+
+
+def _with(data: Any, path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    inner = data if isinstance(data, dict) else {}
+    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value)}

@@ -17,6 +17,7 @@ from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.gradient_descent import gradient_descent
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
+from optikit.optimizers.natural_gradient import natural_gradient
 from optikit.optimizers.newton import fisher_scoring, newton
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
@@ -49,6 +50,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "gradient-descent": gradient_descent,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
+    "natural-gradient": natural_gradient,
     "newton": newton,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
@@ -136,6 +138,7 @@ __all__ = [
     "lbfgs",
     "levenberg_marquardt",
     "named",
+    "natural_gradient",
     "newton",
     "newton_cg",
     "nonlinear_cg",

@@ -7,6 +7,7 @@ import jax  # noqa: F401
 import optikit.bench.execute
 import optikit.bench.prices
 import optikit.bench.referee
+import optikit.bench.replay
 import optikit.bench.trial
 import optikit.problems  # noqa: F401
 

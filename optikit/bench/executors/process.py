@@ -1,92 +1,123 @@
 """Jobs in a process each: memory peaks, precision flags and compilation caches stay apart.
 
 Processes are forked from a server that has imported the libraries but started no JAX backend, so
-a trial does not pay for the imports again; where there is no fork server, they are spawned.
+a trial does not pay for the imports again; where there is no fork server, they are spawned. They
+end with the run that started them, so that no orphan disturbs the next one.
 """
 
 import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from optikit.bench import store
+from optikit.bench.attempt import Ending, allowance, run_spec, write_spec
 from optikit.bench.plan import Job
+from optikit.bench.store import StoreError
 
 PRELOADED = ["optikit.bench.executors.preload"]
-GRACE_SECONDS = 600.0
-"""What compilation, referee and replay may take beyond the budgeted runs before a job is killed."""
+
+
+class _Running(NamedTuple):
+    job: Job
+    process: Any
+    deadline: float
 
 
 def run_processes(
-    jobs: list[Job], folder: pathlib.Path, workers: int, begun: Callable[[Job], None]
+    jobs: list[Job], folder: pathlib.Path, workers: int | None, begun: Callable[[Job], None]
 ) -> Iterator[tuple[Job, str]]:
-    """Run jobs with at most `workers` at a time; yields (job, why it left no record)."""
+    """Run jobs with at most `workers` (by default one) at a time; yields (job, why it failed).
+
+    Raises:
+      StoreError: nothing can be recorded in the folder.
+    """
     methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in methods else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(PRELOADED)
-    (folder / "logs").mkdir(exist_ok=True)
     waiting = list(reversed(jobs))
-    running: dict[Any, tuple[Job, Any, float]] = {}
+    running: dict[connection.Connection, _Running] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < max(1, workers):
+            while waiting and len(running) < (workers or 1):
                 job = waiting.pop()
                 begun(job)
-                worker = context.Process(
-                    target=work,
-                    args=(job.model_dump_json(), str(folder), list(sys.path)),
-                    daemon=True,
-                )
-                worker.start()
-                running[worker.sentinel] = (job, worker, time.monotonic() + _allowance(job))
-            for sentinel in connection.wait(list(running), timeout=1.0):
-                job, worker, _ = running.pop(sentinel)
-                worker.join()
-                yield job, _failure(folder, job, worker.exitcode)
-            for sentinel, (job, worker, deadline) in list(running.items()):
-                if time.monotonic() > deadline:
-                    worker.kill()
-                    worker.join()
-                    del running[sentinel]
-                    yield job, f"killed after {_allowance(job):.0f} s: it did not end"
+                answer, process = _started(context, str(write_spec(job, folder)))
+                running[answer] = _Running(job, process, time.monotonic() + allowance(job))
+            # by their answers, not by their sentinels: those say "gone" when the fork server is
+            for answer in connection.wait(list(running), timeout=1.0):
+                assert isinstance(answer, connection.Connection)
+                ended = running.pop(answer)
+                yield ended.job, _failure(folder, ended, answer)
+            for answer, late in list(running.items()):
+                if time.monotonic() > late.deadline:
+                    late.process.kill()
+                    late.process.join()
+                    del running[answer]
+                    yield late.job, f"killed after {allowance(late.job):.0f} s: it did not end"
     finally:
-        for _, worker, _ in running.values():
-            worker.kill()
-        for _, worker, _ in running.values():
-            worker.join()
+        for left in running.values():
+            left.process.kill()
+        for left in running.values():
+            left.process.join()
 
 
-def work(job_json: str, folder: str, path: list[str]) -> None:
-    """What a worker does: run one job and write its record. Its output goes to a log file."""
+def _started(context: Any, spec: str) -> tuple[connection.Connection, Any]:
+    """A worker, and the pipe of its answer; a fork server that was killed is started again."""
+    for again in (True, True, False):
+        answer, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(spec, theirs, list(sys.path)), daemon=True)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            answer.close()
+            if not again:
+                raise
+        else:
+            return answer, process
+        finally:
+            theirs.close()
+    raise AssertionError
+
+
+def _work(spec: str, answer: connection.Connection, path: list[str]) -> None:
+    """What a worker does."""
     sys.path[:] = path
-    job = Job.model_validate_json(job_json)
-    log = os.open(
-        pathlib.Path(folder) / "logs" / f"{job.id}.log",
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
-        0o644,
-    )
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    warnings.simplefilter("default")
-    from optikit.bench.trial import run_job
-
-    store.write(pathlib.Path(folder), job.id, run_job(job))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answer.send(tuple(run_spec(spec)))
+    answer.close()
 
 
-def _allowance(job: Job) -> float:
-    return GRACE_SECONDS + job.budget.seconds * (2 * job.measure.repeats + 8)
+def _end_with_parent() -> None:
+    """Sleep until the run is gone, and go too; a sleeping thread does not disturb a timing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
-def _failure(folder: pathlib.Path, job: Job, code: int | None) -> str:
-    if code == 0:
-        record = store.read(folder, job.id)
-        return "" if record is None else record.facts["error"] or ""
+def _failure(folder: pathlib.Path, ended: _Running, answer: connection.Connection) -> str:
+    """Why a job whose worker has answered, or died, failed; or ""."""
+    try:
+        ending = Ending(*answer.recv())
+    except (EOFError, OSError):  # killed, perhaps in the middle of its answer
+        ending = None
+    finally:
+        answer.close()
+    ended.process.join()
+    if ending is not None:
+        if ending.fatal:
+            raise StoreError(ending.fatal)
+        return ending.failure
+    if store.is_done(store.read(folder, ended.job.id)):  # killed after it, before the answer
+        return ""
+    code = ended.process.exitcode
     how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-    return f"the worker ended {how}; see logs/{job.id}.log"
+    return f"the worker ended {how}; see logs/{ended.job.id}.log"

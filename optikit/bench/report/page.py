@@ -13,7 +13,7 @@ from typing import Any
 
 import optikit
 from optikit.bench import store
-from optikit.bench.axes import AXES, compile_seconds
+from optikit.bench.axes import AXES, compile_seconds, known_axes
 from optikit.bench.plan import Job
 from optikit.bench.report.table import COLUMNS, Summary
 from optikit.bench.score import ProblemScore
@@ -61,8 +61,9 @@ def write_page(
 
 def _data(problems: list[ProblemScore]) -> dict[str, Any]:
     """What the script draws."""
+    axes = known_axes(curve.costs for problem in problems for curve in problem.curves)
     return {
-        "axes": [{"key": a.key, "label": a.label, "meaning": a.meaning} for a in AXES.values()],
+        "axes": [{"key": a.key, "label": a.label, "meaning": a.meaning} for a in axes],
         "problems": [
             {
                 "label": problem.label,

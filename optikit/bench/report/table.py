@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from optikit.bench.score import Curve, ProblemScore, hit, main_target, verdict
+from optikit.bench.score import Curve, ProblemScore, hit, main_target, verdicts
 
 COLUMNS = ("steps", "calls", "gradients", "flops", "warm", "cold")
 
@@ -16,7 +16,7 @@ class Summary(NamedTuple):
       target: the relative suboptimality the table speaks of.
       rows: one dict per trial: problem, optimizer, seed, status, gap, and the cost of reaching the
         target on every axis (None if it was not reached).
-      verdicts: one sentence per problem.
+      verdicts: per problem, sweep and study.
       failures: job title and reason.
     """
 
@@ -67,13 +67,16 @@ class Summary(NamedTuple):
 
 
 def summarise(
-    problems: list[ProblemScore], targets: list[float], failures: list[tuple[str, str]]
+    problems: list[ProblemScore],
+    targets: list[float],
+    failures: list[tuple[str, str]],
+    *,
+    reference: str | None = None,
 ) -> Summary:
     """The summary of a scored study."""
     target = main_target(targets)
     rows = [_row(curve, target, problem) for problem in problems for curve in problem.curves]
-    verdicts = [verdict(problem, target) for problem in problems if problem.curves]
-    return Summary(target, rows, verdicts, failures)
+    return Summary(target, rows, verdicts(problems, target, reference=reference), failures)
 
 
 def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
