@@ -159,23 +159,27 @@ def gradient_criterion(
 ) -> Bool[Array, ""]:
     """max|g| <= tol max(1, max|g0|), and no relative decrease beyond tol is in sight.
 
-    What is in sight is what the method's curvature model promised at the last step, scaled down as
-    the gradient has shrunk since if the whole step was taken (a step that was cut short leaves the
-    flat directions as they were); for a method without a model, the first-order change of the
-    objective over a relative unit of each parameter, max |g_i| max(|x_i|, 1) (Dennis & Schnabel
-    1983, section 7.2). The second test keeps an enormous first gradient from making a far point
-    look solved.
+    What is in sight is what the method's curvature model promised at the last step. It is scaled
+    down as the gradient has shrunk since, if the whole step was taken (a step that was cut short
+    leaves the flat directions as they were) and the first-order change of the objective over a
+    relative unit of each parameter, max |g_i| max(|x_i|, 1), is that small too (Dennis & Schnabel
+    1983, section 7.2): on the floor of a valley the gradient has lost its steep part, and the way
+    is as long as before. For a method without a model it is that change alone. The second test
+    keeps an enormous first gradient from making a far point look solved.
     """
     small = largest <= tol * jnp.maximum(1, p.start_grad)
     enough = tol * jnp.maximum(1, jnp.abs(at.value))
-    if info.predicted is not None:
-        shrunk = jnp.where(p.largest > 0, largest / jnp.where(p.largest > 0, p.largest, 1), 1)
-        if "full_norm" in info.extras:
-            whole = info.step_norm >= 0.99 * info.extras["full_norm"]
-            shrunk = jnp.where(whole, shrunk, 1)
-        return small & (jnp.abs(info.predicted) * jnp.minimum(shrunk, 1) <= enough)
-    # looked at only where it can matter: it costs another pass over the parameters
-    return lax.cond(small, lambda: first_order_small(at, tol), lambda: small)
+    # the first-order change is looked at only where it can matter: it costs another pass
+    if info.predicted is None:
+        return lax.cond(small, lambda: first_order_small(at, tol), lambda: small)
+    promised = jnp.abs(info.predicted)
+    shrunk = jnp.where(p.largest > 0, largest / jnp.where(p.largest > 0, p.largest, 1), 1)
+    if "full_norm" in info.extras:
+        whole = info.step_norm >= 0.99 * info.extras["full_norm"]
+        shrunk = jnp.where(whole, shrunk, 1)
+    credited = small & (promised * jnp.minimum(shrunk, 1) <= enough)
+    certain = credited & (promised <= enough)
+    return lax.cond(credited & ~certain, lambda: first_order_small(at, tol), lambda: certain)
 
 
 def first_order_small(at: Eval, tol: Scalar) -> Bool[Array, ""]:
@@ -224,7 +228,7 @@ def _doubted(
     A promise of rounding size may only say that the curvature was learnt elsewhere.
     """
     scale = jnp.maximum(jnp.maximum(1, jnp.abs(at.value)), start_grad)
-    large = largest > tol**0.75 * scale
+    large = largest > jnp.maximum(tol**0.75, tree.eps(tol.dtype) ** 0.5) * scale
     claimed = status == Status.CONVERGED_TO_PRECISION.value
     return jnp.where(claimed & large, Status.STALLED.value, status).astype(jnp.int32)
 

@@ -80,7 +80,7 @@ def minimize(
       >>> def rosenbrock(x, b):
       ...     return (1 - x[0]) ** 2 + b * (x[1] - x[0] ** 2) ** 2
       >>> sol = minimize(rosenbrock, jnp.array([-1.2, 1.0]), method="newton", args=(100.0,))
-      >>> bool(sol.success), [round(float(v), 3) for v in sol.params]
+      >>> bool(sol.success), [round(float(v), 2) for v in sol.params]
       (True, [1.0, 1.0])
       >>> def nearest(t):
       ...     return minimize(lambda x, t: jnp.sum((x - t) ** 2), jnp.zeros(3), args=(t,)).params
