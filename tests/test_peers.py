@@ -10,6 +10,7 @@ import pytest
 
 import optikit as ok
 from optikit.bench import peers
+from optikit.bench.peers import host
 from optikit.bench.peers.catalogue import LIBRARIES, REFUSED
 from optikit.bench.plan import plan
 from optikit.bench.spec import ConfigError, load_study
@@ -288,3 +289,18 @@ def test_optax_needs_no_peer():
         record = trial(use, ok.Problem(watched, np.zeros(3)))
         assert record.rows[-1]["grad_norm"] < 1e-6
         assert counts(record.rows[-1])["grad"] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [([9.0, 1.0, 2.0, 9.0, 3.0, 2.0], 1), ([0.1, 3.0, 2.0, 9.0, 1.0, 4.0], None)],
+)
+def test_a_host_peer_gets_the_number_of_blas_threads_that_suits_it(seconds, chosen):
+    """Runs with one thread come first; the first run of either kind does not count."""
+
+    class Fake:
+        def again(self, steps):
+            return [host.Stop(steps[0], None, None, seconds.pop(0))]
+
+    with host._fastest_blas(Fake()) as threads:
+        assert threads == chosen

@@ -2,8 +2,8 @@
 
 What the library does on the host, conversions included, is its own time, and so is the
 synchronisation with the device that every call needs. Tolerances are off: a run ends by its budget,
-or when the library gives up. While all arrays together are small, BLAS keeps to one thread, because
-its threads and XLA's would wait for each other.
+or when the library gives up. BLAS has one thread or its default, whichever made a short run faster:
+its threads and XLA's may wait for each other, and a rival is not to lose by that.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from optikit.bench.refine import Point, narrow
 from optikit.bench.repeats import repeated
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Counts, Status
-from optikit.core.compiled import SMALL
+
+PROBED = 5
+"""Steps of the runs that choose the number of BLAS threads."""
 
 
 class Stop(NamedTuple):
@@ -34,11 +36,6 @@ class Stop(NamedTuple):
 
 class Session(Protocol):
     """A library's method on a problem, ready to run as often as it is asked to."""
-
-    @property
-    def size(self) -> int:
-        """Entries of parameters and data together."""
-        ...
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -62,8 +59,7 @@ def measure_session(
     session: Session, *, budget: Budget, how: Measure, judge: Judge, goal: Goal | None
 ) -> Run:
     """As `execute.measure`."""
-    with _quietly(), _blas_threads(1 if session.size <= SMALL else None):
-        session.explore(Budget(steps=1, seconds=budget.seconds), how.growth)  # discarded
+    with _quietly(), _fastest_blas(session) as threads:
         stops, status = session.explore(budget, how.growth)
         memory = {"program_bytes": None, **clock.memory()}
         snapshots = [_snapshot(session, stop, judge) for stop in stops]
@@ -81,7 +77,7 @@ def measure_session(
         status=status,
         seconds=session.seconds | {"begin": 0.0},
         memory=memory,
-        clock=watch.seen,
+        clock=watch.seen | {"blas_threads": threads},
         joules=None,
         trace=None,
     )
@@ -127,6 +123,19 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _fastest_blas(session: Session) -> Iterator[int | None]:
+    """With the number of BLAS threads (None: the default) that made a run of few steps faster."""
+    seconds = {}
+    for limit in (1, None):
+        with _blas_threads(limit):
+            runs = [_at(session.again([PROBED]), [PROBED])[0] for _ in range(3)]
+            seconds[limit] = min(runs[1:])  # the very first pays for what no run should
+    chosen = 1 if seconds[1] < seconds[None] else None
+    with _blas_threads(chosen):
+        yield chosen
 
 
 @contextlib.contextmanager

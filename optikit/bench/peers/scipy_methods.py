@@ -167,13 +167,6 @@ class ScipySession:
     message: str = ""
 
     @property
-    def size(self) -> int:
-        """Entries of parameters and data."""
-        return sum(
-            np.size(leaf) for leaf in jax.tree.leaves((self.door.entered.start, self.door.args))
-        )
-
-    @property
     def seconds(self) -> dict[str, float]:
         """Trace, lower, compile."""
         return self.door.seconds

@@ -232,7 +232,6 @@ class SklearnSession:
         model = self.model
         targets = model.targets.astype(int) if model.loss in _CLASSES else model.targets
         self.data = model.inputs, targets
-        self.size: int = model.inputs.size + model.weights.size
         self.seconds: dict[str, float] = dict.fromkeys(("trace", "lower", "compile"), 0.0)
         self.counted: dict[int, Counts] = {}
         self.evaluate = jax.jit(
