@@ -57,8 +57,8 @@ def curvature_in_batches(
 
 def _chunks(objective: Objective, args: tuple, batch_size: int) -> tuple[tuple, jax.Array]:
     """Args with a leading axis of batches, and each batch's share of the mean."""
-    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else None for x in jax.tree.leaves(args)}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(args)}
+    if len(sizes) != 1 or 0 in sizes:
         msg = f"batches run along axis 0 of every array in args; their lengths are {sizes}."
         raise ValueError(msg)
     rows = sizes.pop()

@@ -98,7 +98,7 @@ def eigenpairs(
     m = 2 * k + 16 + block if basis is None else basis
     m = n if m + block > n else m  # no room for a block beside the basis
     _check(n, k, block, m)
-    tol = 10 * tree.eps(dtype) ** (2 / 3) if tol is None else tol
+    asked = 10 * tree.eps(dtype) ** (2 / 3) if tol is None else tol
     kept = _kept(k, block, m)
     order = _order(which)
     grow_key, first_key = jax.random.split(key)
@@ -118,7 +118,7 @@ def eigenpairs(
         return space, values, vectors, residuals, jnp.max(jnp.abs(values))
 
     def settled(values: Array, residuals: Array, scale: Array) -> Array:
-        small = residuals[:k] <= tol * scale
+        small = residuals[:k] <= asked * scale
         return jnp.all(small) | ~jnp.all(jnp.isfinite(values))
 
     def restart(space: _Space, values: Array, vectors: Array) -> _Space:
@@ -155,7 +155,7 @@ def eigenpairs(
     )  # fmt: skip
     found, vectors = lax.while_loop(going, body, (found, vectors))
     rows = jnp.matmul(vectors[:, :k].T, found.space.basis, precision=HIGHEST)
-    converged = jnp.all(found.residuals[:k] <= tol * found.scale)
+    converged = jnp.all(found.residuals[:k] <= asked * found.scale)
     # an inner product of n terms is off by this much itself
     rounding = tree.eps(dtype) * n**0.5 * found.scale
     return Eigenpairs(
