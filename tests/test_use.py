@@ -11,6 +11,7 @@ import types
 import jax.numpy as jnp
 import jsonschema
 import pytest
+import typer.testing
 from rich.console import Console
 
 import optikit as ok
@@ -81,6 +82,47 @@ def test_resume_runs_what_is_missing_in_the_manner_of_before(tmp_path):
     assert "one SELECT" in cli("query", "r", "DROP TABLE trials", cwd=tmp_path, check=2).stderr
     assert "2 records in" in cli("compact", "r", cwd=tmp_path).stdout
     assert "2 jobs, 2 recorded already" in cli("resume", "r", cwd=tmp_path).stderr
+
+
+def test_what_another_version_recorded_is_reported_and_compared_though_run_anew(
+    results, monkeypatch
+):
+    import optikit.cli
+    from optikit.bench import plan as planning
+
+    before = load(results)
+    monkeypatch.setattr(planning, "_own_sources", lambda: "a later commit")
+    assert progress(results).recorded == 0  # as a run would see it
+    after = load(results)
+    assert {r.job["id"] for r in after.records.values()} == set(before.records)
+    assert [c.gaps for c in after.problems[0].curves] == [c.gaps for c in before.problems[0].curves]
+    runner = typer.testing.CliRunner()
+    told = runner.invoke(optikit.cli.app, ["compare", str(results), str(results), "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.output)
+    assert {c["variant"] for c in found["changes"]} == {"newton", "adam"}
+    assert {c["verdict"] for c in found["changes"]} <= {
+        "unchanged",
+        "not separable",
+        "not comparable",
+    }
+    said = runner.invoke(optikit.cli.app, ["report", str(results), "--json"])
+    assert "recorded by another version of the code" in said.stderr
+
+
+def test_overrides_may_be_options_and_bench_is_run(tmp_path):
+    import optikit.cli
+
+    study = CONFIGS / "quickstart.yaml"
+    runner = typer.testing.CliRunner()
+    plain = runner.invoke(optikit.cli.app, ["config", "show", str(study), "seeds=[5]"])
+    option = runner.invoke(optikit.cli.app, ["config", "show", str(study), "--set", "seeds=[5]"])
+    assert plain.output == option.output
+    assert "seeds:\n- 5\n" in plain.output
+    jobs = runner.invoke(optikit.cli.app, ["run", str(study), "--dry-run", "seeds=[5]"])
+    same = runner.invoke(optikit.cli.app, ["bench", str(study), "--dry-run", "--set", "seeds=[5]"])
+    assert jobs.output == same.output
+    assert "seed 5" in jobs.output
 
 
 def test_status_tells_how_far_it_got(results, tmp_path):
