@@ -17,7 +17,7 @@ from optikit.bench.plan import plan
 from optikit.bench.spec import ConfigError, load_study
 from optikit.bench.trial import run_job
 
-QUICK = {"repeats": 1, "prices": False, "flops": False, "refine": False}
+QUICK = {"repeats": 1, "prices": False, "flops": False, "refine": False, "certificates": False}
 SQUARES = {"lm", "trf", "dogbox", "GaussNewton", "LevenbergMarquardt",
            "IndirectLevenbergMarquardt", "Dogleg"}  # fmt: skip
 ARGUMENTS = {"optimistix:GradientDescent": {"learning_rate": 0.08}}
