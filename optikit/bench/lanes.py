@@ -24,21 +24,19 @@ from optikit.bench import clock
 from optikit.bench.cost import Cost, count_cost, mark
 from optikit.bench.execute import (
     TRACE_ROWS,
-    Goal,
     Judge,
     Run,
-    Snapshot,
     final_status,
     kept,
-    point_of,
     snapshot_of,
     trace_of,
     warm_run,
 )
 from optikit.bench.programs import compiled, functions
-from optikit.bench.refine import Point, search
+from optikit.bench.refine import Goal, Point, point_of, search
 from optikit.bench.repeats import Warm, repeated
 from optikit.bench.replay import Along
+from optikit.bench.snapshot import Snapshot
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Status
 from optikit.optimizers import Optimizer

@@ -9,6 +9,17 @@ interval, bisection finds a crossing of the target, not surely the first.
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from optikit.bench.snapshot import Snapshot
+
+
+class Goal(NamedTuple):
+    """What first hits are narrowed for: gaps (f - optimum) / (f0 - optimum) to be reached."""
+
+    optimum: float
+    targets: Sequence[float]
+
 
 class Point(NamedTuple):
     """A snapshot as the search sees it: its step, how far from the optimum, and its content."""
@@ -80,3 +91,34 @@ def search(
                 low = middle
         wanted |= {low, high}
     return [points[step] for step in sorted(wanted - {point.step for point in known})]
+
+
+def refined(
+    snapshots: Sequence[Snapshot],
+    goal: Goal,
+    restart: Callable[[], Any],
+    go: Callable[[Any, int], Any],
+    look: Callable[[Any], Snapshot],
+) -> list[Snapshot]:
+    """Snapshots to add so that the first hits of the goal's targets are known to the step.
+
+    None if the start is at the optimum already. restart, go: as for `narrow`.
+
+    Args:
+      look: a judged snapshot of a state.
+    """
+    scale = snapshots[0].judged[0] - goal.optimum
+    if not scale > 0:
+        return []
+
+    known = [point_of(s, goal, scale) for s in snapshots]
+    found = narrow(
+        known, goal.targets, restart, go, lambda state: point_of(look(state), goal, scale)
+    )
+    return [point.content for point in found]
+
+
+def point_of(snapshot: Snapshot, goal: Goal, scale: float) -> Point:
+    """A judged snapshot for the search; `scale` is how far above the optimum the run began."""
+    above = snapshot.judged[0] - goal.optimum
+    return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)

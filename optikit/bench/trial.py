@@ -139,7 +139,7 @@ def _key(job: Job) -> Any:
 
 def _goal(job: Job, problem: Any) -> Any:
     """What first hits are narrowed for, if anything."""
-    from optikit.bench.execute import Goal
+    from optikit.bench.refine import Goal
 
     known = problem.optimum if job.known is None else job.known
     return Goal(known, job.targets) if job.measure.refine and known is not None else None
