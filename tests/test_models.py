@@ -12,6 +12,7 @@ import optikit as ok
 from optikit.calculus import bind, black_box, composite, residuals
 from optikit.core import Status
 from optikit.linalg import Inner, conjugate_gradients, exact, krylov
+from optikit.linalg.dogleg import double_dogleg_step
 from optikit.linalg.exact import dogleg_step
 from optikit.linalg.modified import shifted_newton_step
 from optikit.optimizers import named
@@ -159,6 +160,41 @@ def test_the_dogleg_path():
     assert np.all(np.diff(model) <= 1e-14)
     np.testing.assert_array_equal(cut, radii < np.linalg.norm(newton))
     np.testing.assert_array_equal(steps[-1], newton)
+
+
+def test_the_double_dogleg_path():
+    """As long as asked, ever lower on the model, and straight along Newton's direction at last."""
+    h = rotation(3, 3) * np.asarray([0.1, 1.0, 20.0]) @ rotation(3, 3).T
+    g = np.asarray([1.0, -2.0, 3.0])
+    cauchy, newton = -(g @ g) / (g @ h @ g) * g, -np.linalg.solve(h, g)
+    size = np.linalg.norm(newton)
+    gamma = (g @ g) ** 2 / ((g @ h @ g) * (g @ np.linalg.solve(h, g)))
+    eta = 0.8 * gamma + 0.2
+    radii = np.concatenate([np.linspace(1e-3, 1.2 * size, 40), [eta * size]])
+    ends = (jnp.asarray(v) for v in (g, cauchy, newton))
+    steps, cut = jax.vmap(double_dogleg_step, (None, None, None, 0))(*ends, jnp.asarray(radii))
+    np.testing.assert_allclose(np.linalg.norm(steps, axis=1), np.minimum(radii, size), rtol=1e-12)
+    model = np.asarray(steps) @ g + np.einsum("ki,ij,kj->k", steps, h, steps) / 2
+    assert np.all(np.diff(model[:-1]) <= 1e-14)
+    np.testing.assert_array_equal(cut, radii < size)
+    np.testing.assert_allclose(steps[-1], eta * newton, rtol=1e-10)  # where the last part begins
+    last = radii >= eta * size
+    along = np.asarray(steps)[last] @ newton / size
+    np.testing.assert_allclose(along, np.minimum(radii[last], size), rtol=1e-12)
+    middle = np.asarray(steps)[(radii > np.linalg.norm(cauchy)) & ~last]
+    for step in middle:  # on the line from the one point to the other
+        part = (step - cauchy) @ (eta * newton - cauchy) / np.sum((eta * newton - cauchy) ** 2)
+        assert 0 <= part <= 1
+        np.testing.assert_allclose(step, cauchy + part * (eta * newton - cauchy), atol=1e-12)
+
+
+@pytest.mark.parametrize("squares", [True, False])
+def test_the_double_dogleg_gets_there(squares):
+    objective = ok.residuals(lambda x: jnp.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]]))
+    fun = objective if squares else (lambda x: objective(x))
+    sol = ok.minimize(fun, jnp.array([-1.2, 1.0]), method=named("dogleg", double=True))
+    assert bool(sol.success)
+    np.testing.assert_allclose(sol.params, 1.0, rtol=1e-6)
 
 
 def test_dogleg_takes_the_structure_that_there_is():
