@@ -16,6 +16,7 @@ from optikit.linalg.dogleg import double_dogleg_step
 from optikit.linalg.exact import dogleg_step
 from optikit.linalg.modified import shifted_newton_step
 from optikit.optimizers import named
+from optikit.problems import mgh
 from optikit.solve.loop import advance, begin, gradient_criterion
 
 N = 7
@@ -231,6 +232,20 @@ def test_sr1_learns_a_quadratic_in_n_steps():
     sol = ok.minimize(lambda x: 0.5 * x @ h @ h @ x + jnp.sum(x), jnp.zeros(4), method="sr1")
     assert bool(sol.success)
     assert int(sol.steps) <= 12
+
+
+def test_sr1_in_a_scaled_region_gets_through_a_badly_scaled_valley():
+    """In the user's units a thousand steps do not suffice."""
+    problem = mgh("powell-badly-scaled")
+    sols = [
+        ok.minimize(
+            problem.objective, problem.start(jax.random.key(0)), args=problem.args, method=m
+        )
+        for m in (named("sr1"), named("sr1", scaled=False))
+    ]
+    assert bool(sols[0].success)
+    assert not bool(sols[1].success)
+    assert float(sols[0].value) < 1e-16 < float(sols[1].value)
 
 
 @pytest.mark.parametrize("method", ["trust-region-exact", "cubic", "dogleg"])
