@@ -12,11 +12,12 @@ The problems come from sif2jax (extra `peers`). Every method has 1000 steps in f
 tolerance, 1e-8, in its own terms; each runs in a process of its own. The judge is this script: a
 point is solved if max|g| <= 1e-6 max(1, |f|, max|g0|), it is the lowest if f is within 1e-6
 max(1, |f|) of the lowest of all methods, and a success is false if the point is not solved. Cold
-seconds are of the first call, compilation included, warm ones of a later call. A solve that has
-not answered within --patience seconds is ended from outside, whoever runs it, and counts as
-unsolved (DMN15102LS and DMN15103LS, sums of some 5000 squares with dozens of Lorentz peaks in each,
-are the only ones where that happens). With --workers 2 methods run side by side, which the seconds
-feel and the counts do not; the result says so.
+seconds are of the first call, compilation included, warm ones of a later call. A problem that has
+not been answered within --patience seconds, both calls together, is ended from outside, whoever
+runs it, and counts as unsolved; the result names it. That is to be expected of DMN15102LS and
+DMN15103LS alone, sums of some 5000 squares of dozens of Lorentz peaks each, where a gradient takes
+a millisecond and a Hessian a tenth of a second. With --workers 2 methods run side by side, which
+the seconds feel and the counts do not; the result says so.
 
 The performance profiles (Dolan & More, 2002) show on what share of all problems a method solves
 within a factor of the best: of warm seconds, cold seconds, steps, and gradient equivalents where a

@@ -82,7 +82,8 @@ def newton_bfgs(*, spell: int = SPELL, max_trials: int = 40) -> Optimizer:
 
         direction, paid = lax.cond(state.relieved, lambda: _by_bfgs(at, state.learnt), by_newton)
         search = search_along.search(oracle, at, lambda radius: direction, ())
-        assert search.next is not None
+        end = search.next
+        assert end is not None
         # what is left, by the model of whose turn it is, is for Newton's method to finish; the
         # bounds are those of the loop at the default tolerance
         scale, eps = jnp.maximum(1, jnp.abs(at.value)), tree.eps(at.value.dtype)
@@ -90,21 +91,21 @@ def newton_bfgs(*, spell: int = SPELL, max_trials: int = 40) -> Optimizer:
         failed = ~search.accepted & (search.status == Status.LINE_SEARCH_FAILED.value)
         flat = tree.max_abs(at.grad) <= eps**0.375 * scale
         ended = close & (~failed | flat)
-        change, new = _judged(state, search.next, spell, failed, ended)
+        change, new = _judged(state, end, spell, failed, ended)
         status = jnp.where(failed & change, Status.RUNNING.value, search.status)
         # a vanishing gradient shows nothing: the next step has to look at the curvature there
-        blind = (tree.max_abs(search.next.grad) == 0) & (tree.max_abs(at.grad) > 0)
+        blind = (tree.max_abs(end.grad) == 0) & (tree.max_abs(at.grad) > 0)
         search = search._replace(
             promised=jnp.where(state.relieved | blind, jnp.inf, search.promised),
             counts=tally(paid, search.counts),
             status=status.astype(jnp.int32),
         )
         s = ravel_pytree(tree.subtract(search.params, at.params))[0]
-        y = ravel_pytree(tree.subtract(search.next.grad, at.grad))[0]
+        y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]
         learnt = updated(state.learnt, s, y, search.accepted)
-        learnt = tree.where(new.relieved & state.relieved, learnt, _fresh(search.next))
+        learnt = tree.where(new.relieved & state.relieved, learnt, _fresh(end))
         new = new._replace(learnt=learnt)
-        return search.params, search.next, new, info_from_search(search, relieved=state.relieved)
+        return search.params, end, new, info_from_search(search, relieved=state.relieved)
 
     return Optimizer(init, step, monotone=True, name="newton-bfgs")
 
