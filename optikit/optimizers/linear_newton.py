@@ -11,6 +11,7 @@ Eisenstat & Walker (1996) for how accurately early steps are worth solving.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, cast
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from optikit.calculus import Eval, Oracle
+from optikit.calculus import Eval, Objective, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.calculus.predictor import LinearPredictor, linear_predictor
 from optikit.core import Counts, Key, Params, tally, times, tree
@@ -182,7 +183,26 @@ def on_linear_models(otherwise: Optimizer, *, kind: CurvatureKind, max_trials: i
             return otherwise.step(oracle, at, state, key)
         return _step(plan, oracle, at, state, kind, max_trials)
 
-    return otherwise._replace(init=init, step=step, evaluate=evaluate)
+    return otherwise._replace(init=init, step=step, evaluate=evaluate, in_products=has_plan)
+
+
+def has_plan(objective: Objective, params: Params, args: tuple) -> bool:
+    """Whether there is a plan; remembered by objective and shapes, since it takes a trace."""
+    leaves, structure = jax.tree.flatten((params, args))
+    return _has_plan(objective, structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves))
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_plan(objective: Objective, structure, shapes: tuple) -> bool:
+    found = []
+
+    def look(params: Params, args: tuple) -> None:
+        found.append(plan_for(objective, params, args) is not None)
+
+    if objective.kind == "composite":
+        blank_leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        jax.eval_shape(look, *jax.tree.unflatten(structure, blank_leaves))
+    return found == [True]
 
 
 def _step(
