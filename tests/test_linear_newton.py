@@ -12,7 +12,7 @@ from optikit.calculus import bind
 from optikit.calculus.predictor import linear_predictor
 from optikit.core import Status
 from optikit.linalg.lagged import blank, diagonal, factorized, kronecker, lagged_solve
-from optikit.optimizers import linear_newton, newton
+from optikit.optimizers import linear_newton, named, newton
 from optikit.solve.loop import advance, begin, gradient_criterion
 
 ROWS, FEATURES, OUTPUTS = 60, 4, 3
@@ -104,6 +104,9 @@ def test_the_predictor_is_its_dense_definition(name):
         block = found.grams(weights)[k]
         np.testing.assert_allclose(block, data[grid[:, k]][:, grid[:, k]], atol=1e-14)
         np.testing.assert_allclose(found.squares(weights)[k], jnp.diagonal(block), atol=1e-14)
+    whole = jnp.diagonal(jax.hessian(lambda v: objective(unravel(v), *args))(flat))
+    mine = found.hessian_diagonal(objective.loss.hvp, params)
+    np.testing.assert_allclose(mine, whole, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["newton", "fisher-scoring"])
@@ -313,6 +316,37 @@ def test_at_equal_probabilities_the_kronecker_factor_is_the_hessian(l2):
     u = factor.whiten((dense @ seen.ravel()).reshape(shape))
     image = (dense @ factor.colour(u).ravel()).reshape(shape)
     np.testing.assert_allclose(factor.whiten(image), u, atol=1e-5 * jnp.max(jnp.abs(u)))
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "trust-region"])
+def test_products_alone_solve_a_badly_scaled_model_by_its_exact_diagonal(method):
+    """Columns of scales 1 to 1e-3: condition number 1e6, which the diagonal takes away."""
+    rng = np.random.default_rng(2)
+    n = 30
+    rows = rng.normal(size=(400, n))
+    scales = np.logspace(0, -3, n)
+    y = jnp.asarray(rows @ rng.normal(size=n) / n**0.5 + rng.logistic(size=400) > 0, jnp.float64)
+    objective = ok.composite(lambda w, x: x @ w, ok.losses.logistic)
+    preconditioned = named(method, precondition="diagonal")
+    taps = collections.Counter()
+
+    @jax.jit
+    def run(x):
+        tap = lambda kind: jax.debug.callback(lambda: taps.update([kind]))  # noqa: E731
+        oracle = bind(objective, (x, y), tap=tap)
+        start = begin(preconditioned, oracle, jnp.zeros(n), jax.random.key(0))
+        limit, tol = 50, jnp.asarray(1e-10)
+        return advance(preconditioned, oracle, start, limit, tol, gradient_criterion)
+
+    end = jax.block_until_ready(run(jnp.asarray(rows * scales)))
+    jax.effects_barrier()
+    assert Status(int(end.status)) == Status.CONVERGED
+    assert {k: int(v) for k, v in end.counts._asdict().items() if int(v)} == dict(taps)
+    assert int(end.counts.hvp) <= 60  # some six steps of up to ten products; 1e3 without
+    reference = ok.minimize(
+        objective, jnp.zeros(n), args=(jnp.asarray(rows), y), method="newton", tol=1e-12
+    )
+    np.testing.assert_allclose(end.at.params * scales, reference.params, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Kronecker", "diagonal"])

@@ -306,17 +306,21 @@ def bowl(x, h, b):
 
 
 @pytest.mark.parametrize("kind", ["nystrom", "diagonal"])
-@pytest.mark.parametrize("method", ["newton-cg", "trust-region"])
+@pytest.mark.parametrize("method", ["newton-cg", "trust-region", "gltr"])
 def test_preconditioners_spare_most_products(method, kind):
     args = ill_conditioned(kind)
     start = jnp.zeros(200)
+    gltr = {"subproblem": "gltr", "max_iters": 200} if method == "gltr" else {}
+    name = "trust-region" if gltr else method
     solve = [
-        ok.minimize(bowl, start, args=args, method=named(method, precondition=p), tol=1e-6)
+        ok.minimize(bowl, start, args=args, method=named(name, precondition=p, **gltr), tol=1e-6)
         for p in (kind, "none")
     ]
     assert bool(solve[0].success), str(solve[0])
     assert float(solve[0].value) <= float(solve[1].value) + 1e-8 * abs(float(solve[1].value))
-    assert 3 * int(solve[0].counts.hvp) < int(solve[1].counts.hvp), [
+    # GLTR keeps its Lanczos vectors orthogonal, so without a preconditioner it wastes less
+    factor = 2 if gltr else 3
+    assert factor * int(solve[0].counts.hvp) < int(solve[1].counts.hvp), [
         int(s.counts.hvp) for s in solve
     ]
 
@@ -325,6 +329,7 @@ VARIANTS = {
     "nystrom": ("newton-cg", {"precondition": "nystrom"}),
     "diagonal": ("trust-region", {"precondition": "diagonal"}),
     "gltr": ("trust-region", {"subproblem": "gltr"}),
+    "gltr, nystrom": ("trust-region", {"subproblem": "gltr", "precondition": "nystrom"}),
     "cubic-krylov": ("cubic", {"subproblem": "krylov"}),
     "modified-cholesky": ("newton", {"modify": "cholesky"}),
 }
@@ -362,7 +367,8 @@ def chained(p):
     lambda: named("newton", modify="lu"), lambda: named("cubic", subproblem="cg"),
     lambda: named("newton-cg", precondition="jacobi"), lambda: named("dogleg", curvature="gn"),
     lambda: named("trust-region", subproblem="exact"),
-    lambda: named("trust-region", subproblem="gltr", precondition="nystrom"),
+    lambda: named("trust-region", subproblem="gltr", precondition="jacobi"),
+    lambda: ok.linalg.krylov(region="cubic", precondition="nystrom"),
 ])  # fmt: skip
 def test_unknown_options_are_said(call):
     with pytest.raises(ValueError, match=r"got '"):

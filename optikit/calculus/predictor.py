@@ -208,6 +208,15 @@ class LinearPredictor(NamedTuple):
             return jnp.zeros(tree.size(self.params), self.dtype)
         return tree.ravel(penalty.diagonal(params)).astype(self.dtype)
 
+    def hessian_diagonal(self, along: Along, params: Params) -> Float[Array, " n"] | None:
+        """F's Hessian diagonal, ravelled: two passes over the data; None without a `grid`."""
+        grid = self.grid()
+        if grid is None:
+            return None
+        weights = self.diagonal(self.curvature(along, self.outputs(params)))
+        entries = self.squares(weights).ravel()[np.argsort(grid.T, axis=None)]
+        return entries + self.penalty_diagonal(params)
+
     def grid(self) -> Grid | None:
         """Where each parameter stands, if each stands once and as it is; else None."""
         leaves = jax.tree.leaves(self.params)

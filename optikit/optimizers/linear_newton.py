@@ -189,7 +189,8 @@ def on_linear_models(otherwise: Optimizer, *, kind: CurvatureKind, max_trials: i
 def has_plan(objective: Objective, params: Params, args: tuple) -> bool:
     """Whether there is a plan; remembered by objective and shapes, since it takes a trace."""
     leaves, structure = jax.tree.flatten((params, args))
-    return _has_plan(objective, structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves))
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return _has_plan(objective, structure, shapes)
 
 
 @functools.lru_cache(maxsize=1024)

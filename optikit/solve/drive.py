@@ -58,6 +58,7 @@ def drive(
 
 
 def _in_products(objective, params, args, captured, *, method, **rest) -> bool:
+    del captured, rest
     asked = method.in_products if isinstance(method, Optimizer) else None
     return asked is not None and asked(objective, params, args)
 
