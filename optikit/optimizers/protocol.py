@@ -101,6 +101,8 @@ class Bounded(NamedTuple):
 
 def info_from_search(search: Search, **extras: Array) -> StepInfo:
     """A StepInfo that reports a search as it went."""
+    if search.noise is not None:
+        extras["noise"] = search.noise
     return StepInfo(
         step_norm=search.step_norm,
         accepted=search.accepted,
