@@ -138,8 +138,8 @@ class LinearPredictor(NamedTuple):
         def apply(v: Array) -> Array:
             z = jnp.zeros((self.width, self.rows), v.dtype)
             for t, a, b in zip(self.terms, starts[:-1], starts[1:], strict=True):
-                one = t.rows is None
-                z += v[:, a:b] if one else jnp.matmul(v[:, a:b], t.rows.T, precision=HIGHEST)
+                part = v[:, a:b]
+                z += part if t.rows is None else jnp.matmul(part, t.rows.T, precision=HIGHEST)
             u = bend(z)
             images = [
                 jnp.sum(u, axis=1, keepdims=True)

@@ -73,7 +73,8 @@ class _Plan(NamedTuple):
     assembled: bool  # one block, the whole Hessian, put together from all terms
 
     def known(self, outputs: Array) -> Known:
-        return Known(outputs, *self.grid.shape, self.dense, self.turned)
+        blocks, size = self.grid.shape
+        return Known(outputs, blocks, size, self.dense, self.turned)
 
     def to_blocks(self, vector: Params) -> Blocks:
         flat = tree.ravel(vector)
