@@ -6,27 +6,39 @@ of least norm. Reference: Golub & Van Loan (2013), sections 4.2 and 5.5.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from optikit.core import tree
+from optikit.core import Status, tree
 from optikit.core.tree import HIGHEST
+
+
+class Answer(NamedTuple):
+    """The x of least norm among those of least |A x - b|, and how well posed the system is."""
+
+    x: Float[Array, " n"]
+    status: Int[Array, ""]  # CONVERGED, SINGULAR, INCONSISTENT, MAX_STEPS or NOT_FINITE
+    products: Int[Array, ""]  # with A
 
 
 def factorized(
     matrix: Float[Array, "n n"],
-) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-    """B -> the solution of matrix x = b, of least norm if the matrix is singular to rounding.
+) -> Callable[[Float[Array, " n"]], Answer]:
+    """B -> the Answer of matrix x = b, of least norm if the matrix is singular to rounding.
 
-    A matrix with a NaN or infinite entry gives NaN. Cost: n^3/3 flops, and 2 n^2 a solve; 9 n^3 a
-    solve where Cholesky fails, which under `vmap` is paid only if it fails for some problem.
+    A matrix with a NaN or infinite entry gives NaN. A system counts as inconsistent where more than
+    eps^(1/2) of b is outside the range: less may be the rounding of b.
+
+    Cost: n^3/3 flops, and 2 n^2 a solve; 9 n^3 a solve where Cholesky fails, which under `vmap` is
+    paid only if it fails for some problem.
 
     Example:
       >>> solve = factorized(jnp.array([[2.0, 2.0], [2.0, 2.0]]))
-      >>> [round(float(v), 5) for v in solve(jnp.array([4.0, 4.0]))]
+      >>> [round(float(v), 5) for v in solve(jnp.array([4.0, 4.0])).x]
       [1.0, 1.0]
     """
     n = matrix.shape[0]
@@ -39,21 +51,28 @@ def factorized(
     safe = jnp.all(jnp.isfinite(factor)) & jnp.all(diagonal > 0) & (jnp.min(pivots) > negligible)
     finite = jnp.all(jnp.isfinite(matrix))
 
-    def pseudo_inverse(b: Array) -> Array:
+    def pseudo_inverse(b: Array) -> tuple[Array, Array]:
         values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0), symmetrize_input=False)
         real = jnp.abs(values) > negligible * jnp.max(jnp.abs(values))
         along = jnp.matmul(b, vectors, precision=HIGHEST)
         parts = jnp.where(real, along / jnp.where(real, values, 1), 0)
-        return jnp.matmul(vectors, parts, precision=HIGHEST)
+        outside = jnp.linalg.norm(jnp.where(real, 0, along))
+        consistent = outside <= tree.eps(b.dtype) ** 0.5 * jnp.linalg.norm(b)
+        singular = jnp.where(consistent, Status.SINGULAR.value, Status.INCONSISTENT.value)
+        status = jnp.where(jnp.all(real), Status.CONVERGED.value, singular)
+        return jnp.matmul(vectors, parts, precision=HIGHEST), status.astype(jnp.int32)
 
-    def solve(b: Array) -> Array:
+    def solve(b: Array) -> Answer:
         direct = scale * jax.scipy.linalg.cho_solve((factor, True), scale * b)
+        regular = jnp.asarray(Status.CONVERGED.value, jnp.int32)
         # a loop of at most one turn: a condition would run both of its sides under vmap
-        x, _ = lax.while_loop(
+        (x, status), _ = lax.while_loop(
             lambda c: ~c[1],
             lambda c: (pseudo_inverse(b), jnp.ones_like(c[1])),
-            (jnp.where(safe, direct, 0), safe),
+            ((jnp.where(safe, direct, 0), regular), safe),
         )
-        return jnp.where(finite, x, jnp.nan)
+        x = jnp.where(finite, x, jnp.nan)
+        status = jnp.where(jnp.all(jnp.isfinite(x)), status, Status.NOT_FINITE.value)
+        return Answer(x, status.astype(jnp.int32), jnp.asarray(0, jnp.int32))
 
     return solve
