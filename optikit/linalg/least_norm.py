@@ -26,6 +26,9 @@ from optikit.linalg.equilibrate import PROBES, ROUNDS, equilibrating
 from optikit.linalg.minres import Minres, Product, Vector, minres
 from optikit.linalg.symmetric import Answer
 
+LIMIT = 10_000
+"""Products of one run at most, if not said otherwise."""
+
 TRIAL = 50
 """Products of the first run: where they suffice, 20 for a scaling would not pay."""
 
@@ -71,7 +74,7 @@ def least_norm(
       >>> [round(float(v), 5) for v in answer.x], int(answer.status)
       ([1.0, 1.0], 11)
     """
-    limit = min(4 * b.size + 50, 10_000) if max_iters is None else max_iters
+    limit = min(4 * b.size + 50, LIMIT) if max_iters is None else max_iters
     eps = tree.eps(b.dtype)
     apart = jnp.zeros(b.shape, bool) if within is None else ~within
     scale_key, probe_key = jax.random.split(jax.random.key(0))

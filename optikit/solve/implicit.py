@@ -29,8 +29,9 @@ from jaxtyping import Array, Int
 from optikit.calculus import Objective, bind
 from optikit.calculus.closures import Closure, held_tracers, opened
 from optikit.calculus.objective import value_and_aux
+from optikit.calculus.oracle import columns
 from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
-from optikit.core import Box, Params, tree
+from optikit.core import Box, Params, Status, tree
 from optikit.core.compiled import under_transformation
 from optikit.core.tree import HIGHEST
 from optikit.linalg.least_norm import least_norm
@@ -42,6 +43,10 @@ DENSE = 512
 
 DENSE_STRUCTURED = 2000
 """Parameters up to which a linear model's Hessian, at one Gram product, is factorised."""
+
+DENSE_RESORT = 2000
+"""Parameters up to which a Hessian is factorised where MINRES has used up its products: it is
+ill-conditioned in any units, or singular in bad ones."""
 
 Run = Callable[..., Solution]
 """(objective, params, args, captured, **rest) -> Solution; what is followed is args, captured and
@@ -170,8 +175,9 @@ def hessian_solve(
 ) -> tuple[Params, Int[Array, ""]]:
     """H^-1 vector with H the Hessian at params, of least norm where H is singular; and a Status.
 
-    A dense factorisation where the Hessian is cheap to have, else MINRES on products. Linear in
-    `vector`, and differentiable in everything.
+    A dense factorisation where the Hessian is cheap to have, else MINRES on products, and where
+    these do not suffice the factorisation, if the Hessian is not too large. Linear in `vector`, and
+    differentiable in everything.
 
     Args:
       held: booleans like params: those are left out of the system, and zero in the result.
@@ -210,7 +216,16 @@ def _by_products(
         return free * tree.ravel(hvp(unravel(free * v)))
 
     def solve(given: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
-        return least_norm(given, b, examine=examine, within=free > 0)[:2]
+        found = least_norm(given, b, examine=examine, within=free > 0)[:2]
+        if b.size > DENSE_RESORT:
+            return found
+
+        def directly(_: tuple) -> tuple:
+            return _by_factors(columns(given, b), free)[1](given, b), jnp.asarray(False)
+
+        # a loop of at most one turn: a condition would run both of its sides under vmap
+        cut = found[1] == Status.MAX_STEPS.value
+        return lax.while_loop(lambda c: c[1], directly, (found, cut))[0]
 
     return product, solve
 

@@ -48,8 +48,9 @@ def implicit_response(
       bounds: as in `minimize`; parameters that a bound holds stay there, and are no part of H.
 
     Cost: a gradient's derivative, and a dense Hessian up to 512 parameters (2000 of a linear
-    model). Beyond, MINRES on Hessian products, equilibrated where it takes more than 50; and, so
-    that a singular Hessian is told from a regular one, a second run with a random right-hand side.
+    model). Beyond, MINRES on Hessian products, equilibrated where it takes more than 50, and up to
+    2000 parameters the dense Hessian after all where that does not end; and, so that a singular
+    Hessian is told from a regular one, a run with a random right-hand side.
 
     Works under `jit`, `vmap` and differentiation. Reference: see `optikit.solve.implicit`.
 
