@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from optikit.optimizers import second_order as second_order
     from optikit.problems import Problem as Problem
     from optikit.solve import Budget as Budget
+    from optikit.solve import Response as Response
     from optikit.solve import Solution as Solution
     from optikit.solve import fit as fit
+    from optikit.solve import implicit_response as implicit_response
     from optikit.solve import least_squares as least_squares
     from optikit.solve import least_squares_many as least_squares_many
     from optikit.solve import minimize as minimize
@@ -68,6 +70,7 @@ _HOME = {
     "Optimizer": "optikit.optimizers",
     "ParameterCovariance": "optikit.analyze",
     "Problem": "optikit.problems",
+    "Response": "optikit.solve",
     "Solution": "optikit.solve",
     "Spectrum": "optikit.analyze",
     "Status": "optikit.core",
@@ -87,6 +90,7 @@ _HOME = {
     "grad": "optikit.calculus",
     "hessian": "optikit.calculus",
     "hvp": "optikit.calculus",
+    "implicit_response": "optikit.solve",
     "jacobian": "optikit.calculus",
     "least_squares": "optikit.solve",
     "least_squares_many": "optikit.solve",
@@ -115,6 +119,7 @@ __all__ = [
     "Optimizer",
     "ParameterCovariance",
     "Problem",
+    "Response",
     "Solution",
     "Spectrum",
     "Status",
@@ -134,6 +139,7 @@ __all__ = [
     "grad",
     "hessian",
     "hvp",
+    "implicit_response",
     "jacobian",
     "least_squares",
     "least_squares_many",

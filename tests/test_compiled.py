@@ -8,6 +8,7 @@ import pytest
 import optikit as ok
 from optikit.core import compiled
 from optikit.core.loops import while_loop
+from optikit.solve import drive
 
 
 def fibonacci_like(packed):
@@ -57,6 +58,36 @@ def test_options_follow_the_size():
     found = []
     jax.jit(lambda x: found.append(compiled.compiler_options(x, x)) or x)(few)
     assert found == [compiled.THOROUGH]
+
+
+def test_large_linear_models_are_compiled_for_their_products():
+    """By structure, where a solve is Newton's; asked once for a function and shapes."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the options are of XLA's CPU compiler")
+    traces = []
+
+    def predict(w, x):
+        traces.append(1)
+        return x @ w
+
+    linear = ok.composite(predict, ok.losses.logistic)
+    x = jnp.zeros((compiled.SMALL // 10, 100))
+    w, data = jnp.zeros(100), (x, jnp.zeros(len(x)))
+    newton, gradients = ok.optimizers.newton(), ok.optimizers.lbfgs()
+    bent = ok.composite(lambda w, x: jnp.tanh(x @ w), ok.losses.logistic)
+    few = jax.tree.map(lambda v: v[:9], data)
+
+    def chosen(objective, data, method):
+        program = drive._run._fitting((objective, w, data, ()), {"method": method})
+        return next(o for o, p in drive._run._programs if p is program)
+
+    assert chosen(linear, data, newton) is compiled.PRODUCTS
+    before = len(traces)
+    assert chosen(linear, data, newton) is compiled.PRODUCTS
+    assert len(traces) == before
+    assert chosen(linear, data, gradients) is compiled.THOROUGH
+    assert chosen(bent, data, newton) is compiled.THOROUGH
+    assert chosen(linear, few, newton) is compiled.QUICK
 
 
 TRACES = {

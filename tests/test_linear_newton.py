@@ -11,8 +11,8 @@ import optikit as ok
 from optikit.calculus import bind
 from optikit.calculus.predictor import linear_predictor
 from optikit.core import Status
-from optikit.linalg.lagged import blank, diagonal, factorized, lagged_solve
-from optikit.optimizers import linear_newton, newton
+from optikit.linalg.lagged import blank, diagonal, factorized, kronecker, lagged_solve
+from optikit.optimizers import linear_newton, named, newton
 from optikit.solve.loop import advance, begin, gradient_criterion
 
 ROWS, FEATURES, OUTPUTS = 60, 4, 3
@@ -104,6 +104,9 @@ def test_the_predictor_is_its_dense_definition(name):
         block = found.grams(weights)[k]
         np.testing.assert_allclose(block, data[grid[:, k]][:, grid[:, k]], atol=1e-14)
         np.testing.assert_allclose(found.squares(weights)[k], jnp.diagonal(block), atol=1e-14)
+    whole = jnp.diagonal(jax.hessian(lambda v: objective(unravel(v), *args))(flat))
+    mine = found.hessian_diagonal(objective.loss.hvp, params)
+    np.testing.assert_allclose(mine, whole, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["newton", "fisher-scoring"])
@@ -268,7 +271,85 @@ def test_a_start_on_a_stationary_point_that_is_no_minimum(every_size):
     assert sol.success, str(sol)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "diagonal"])
+@pytest.mark.parametrize("name", ["several terms", "one term", "axes of time"])
+def test_products_with_examples_in_columns_are_hessian_products(name):
+    objective, start, args = problem("softmax_cross_entropy")
+    if name != "several terms":
+        (x, _), y, weights = args
+        shape = (6, 10) if name == "axes of time" else (ROWS,)
+        args = (x.reshape(*shape, FEATURES), y.reshape(shape), weights.reshape(shape))
+        objective = objective._replace(fun=lambda p, x: x @ p["w"])
+        start = {"w": start["w"]}
+    params = jax.tree.map(lambda v: v + np.sin(1.0 + np.arange(v.size)).reshape(v.shape), start)
+    found = linear_predictor(objective, params, args)
+    bend = found.bend(objective.loss.hvp, found.outputs(params))
+    grid = found.grid().T
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    data = jax.hessian(lambda v: objective._replace(penalty=None)(unravel(v), *args))(flat)
+    v = jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))
+    mine = found.product(bend)(v[grid])
+    np.testing.assert_allclose(mine, (data @ v)[grid], atol=1e-15)  # sums to some 0.1
+    outer, inner = found.kronecker(bend)  # its trace is the Hessian's, its blocks are not
+    np.testing.assert_allclose(jnp.trace(outer) * jnp.trace(inner), jnp.trace(data), rtol=1e-13)
+    off = jnp.max(jnp.abs(jnp.kron(outer, inner) - data[grid.ravel()][:, grid.ravel()]))
+    assert off > 1e-3
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_at_equal_probabilities_the_kronecker_factor_is_the_hessian(l2):
+    objective, params, args = problem("softmax_cross_entropy")
+    penalty = None if l2 == 0 else ok.losses.l2(l2)
+    objective = objective._replace(penalty=penalty, fun=lambda p, i: several(p, (i[0], 0 * i[1])))
+    found = linear_predictor(objective, params, args)
+    order = found.grid().T.ravel()
+    outer, inner = found.kronecker(found.bend(objective.loss.hvp, found.outputs(params)))
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    dense = jax.hessian(lambda v: objective(unravel(v), *args))(flat)[order][:, order]
+    shape = (outer.shape[0], inner.shape[0])
+    eye = l2 * jnp.eye(flat.size)
+    np.testing.assert_allclose(jnp.kron(outer, inner) + eye, dense, atol=1e-15)
+    factor = kronecker(outer, inner, jnp.full(shape, l2))
+    seen = factor.unwhiten(jnp.sin(jnp.arange(flat.size, dtype=flat.dtype)).reshape(shape))
+    np.testing.assert_allclose(factor.unwhiten(factor.whiten(seen)), seen, atol=1e-12)
+    # M = C^-2 with C = whiten's map, so <colour(u), H colour(u)> = |u|^2 off the null space;
+    # there (equal changes of all outputs) M is of the rounding size that `kronecker` puts in
+    u = factor.whiten((dense @ seen.ravel()).reshape(shape))
+    image = (dense @ factor.colour(u).ravel()).reshape(shape)
+    np.testing.assert_allclose(factor.whiten(image), u, atol=1e-5 * jnp.max(jnp.abs(u)))
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "trust-region"])
+def test_products_alone_solve_a_badly_scaled_model_by_its_exact_diagonal(method):
+    """Columns of scales 1 to 1e-3: condition number 1e6, which the diagonal takes away."""
+    rng = np.random.default_rng(2)
+    n = 30
+    rows = rng.normal(size=(400, n))
+    scales = np.logspace(0, -3, n)
+    y = jnp.asarray(rows @ rng.normal(size=n) / n**0.5 + rng.logistic(size=400) > 0, jnp.float64)
+    objective = ok.composite(lambda w, x: x @ w, ok.losses.logistic)
+    preconditioned = named(method, precondition="diagonal")
+    taps = collections.Counter()
+
+    @jax.jit
+    def run(x):
+        tap = lambda kind: jax.debug.callback(lambda: taps.update([kind]))  # noqa: E731
+        oracle = bind(objective, (x, y), tap=tap)
+        start = begin(preconditioned, oracle, jnp.zeros(n), jax.random.key(0))
+        limit, tol = 50, jnp.asarray(1e-10)
+        return advance(preconditioned, oracle, start, limit, tol, gradient_criterion)
+
+    end = jax.block_until_ready(run(jnp.asarray(rows * scales)))
+    jax.effects_barrier()
+    assert Status(int(end.status)) == Status.CONVERGED
+    assert {k: int(v) for k, v in end.counts._asdict().items() if int(v)} == dict(taps)
+    assert int(end.counts.hvp) <= 60  # some six steps of up to ten products; 1e3 without
+    reference = ok.minimize(
+        objective, jnp.zeros(n), args=(jnp.asarray(rows), y), method="newton", tol=1e-12
+    )
+    np.testing.assert_allclose(end.at.params * scales, reference.params, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Kronecker", "diagonal"])
 def test_a_million_parameters(kind, monkeypatch):
     rows, features, outputs = (64, 1000, 1000) if kind == "diagonal" else (64, 10, 40)
     rng = np.random.default_rng(0)
@@ -279,7 +360,7 @@ def test_a_million_parameters(kind, monkeypatch):
     )
     monkeypatch.setattr(linear_newton, "WORTHWHILE", 0)
     start = jnp.zeros((features, outputs), jnp.float32)
-    assert linear_newton.plan_for(objective, start, (x, y)).dense == (kind == "blocks")
+    assert linear_newton.plan_for(objective, start, (x, y)).dense == (kind == "Kronecker")
     sol = ok.minimize(objective, start, args=(x, y), method="auto")
     assert sol.method == "newton"
     assert kind in sol.reason

@@ -129,6 +129,46 @@ class LinearPredictor(NamedTuple):
 
         return jax.linearize(apply, jnp.zeros_like(outputs))[1]
 
+    def product(
+        self, bend: Callable[[Array], Array]
+    ) -> Callable[[Float[Array, "outputs features"]], Float[Array, "outputs features"]]:
+        """V -> A^T D A v in the order of `grid`, with D from `bend`: two passes over the data."""
+        starts = np.cumsum([0, *(t.view.shape[0] for t in self.terms)])
+
+        def apply(v: Array) -> Array:
+            z = jnp.zeros((self.width, self.rows), v.dtype)
+            for t, a, b in zip(self.terms, starts[:-1], starts[1:], strict=True):
+                part = v[:, a:b]
+                z += part if t.rows is None else jnp.matmul(part, t.rows.T, precision=HIGHEST)
+            u = bend(z)
+            images = [
+                jnp.sum(u, axis=1, keepdims=True)
+                if t.rows is None
+                else jnp.matmul(u, t.rows, precision=HIGHEST)
+                for t in self.terms
+            ]
+            return images[0] if len(images) == 1 else jnp.concatenate(images, axis=1)
+
+        return apply
+
+    def bend(self, along: Along, outputs: Array) -> Callable[[Array], Array]:
+        """V -> D v as `curvature`, for a coupled loss, with examples in columns: (outputs, m).
+
+        Sums over an example's outputs then run over whole rows: on a CPU a Hessian product of
+        softmax regression takes two thirds of the time.
+        """
+        targets, factor = self._targets_and_factor(outputs)
+        lead = outputs.shape[:-1]
+
+        def each(o: Array, t: Any, f: Array, v: Array) -> Array:
+            return jnp.where(f == 0, 0, f * along(o, t, v))
+
+        flat = jax.tree.map(lambda t: t.reshape(self.rows, *t.shape[len(lead) :]), targets)
+        columns = outputs.reshape(self.rows, self.width).T
+        bend = jax.vmap(each, in_axes=(1, 0, 0, 1), out_axes=1)
+        weights = factor.reshape(self.rows)
+        return jax.linearize(lambda v: bend(columns, flat, weights, v), jnp.zeros_like(columns))[1]
+
     def _targets_and_factor(self, outputs: Array) -> tuple[Array, Array]:
         _, targets, weights = split_data(self.objective, self.args)
         values, weights = example_losses(self.objective, outputs, targets, weights)
@@ -168,6 +208,15 @@ class LinearPredictor(NamedTuple):
             return jnp.zeros(tree.size(self.params), self.dtype)
         return tree.ravel(penalty.diagonal(params)).astype(self.dtype)
 
+    def hessian_diagonal(self, along: Along, params: Params) -> Float[Array, " n"] | None:
+        """F's Hessian diagonal, ravelled: two passes over the data; None without a `grid`."""
+        grid = self.grid()
+        if grid is None:
+            return None
+        weights = self.diagonal(self.curvature(along, self.outputs(params)))
+        entries = self.squares(weights).ravel()[np.argsort(grid.T, axis=None)]
+        return entries + self.penalty_diagonal(params)
+
     def grid(self) -> Grid | None:
         """Where each parameter stands, if each stands once and as it is; else None."""
         leaves = jax.tree.leaves(self.params)
@@ -187,12 +236,37 @@ class LinearPredictor(NamedTuple):
         self, weights: Float[Array, "m outputs"]
     ) -> Float[Array, "outputs features features"]:
         """The diagonal blocks A_k^T diag(weights_k) A_k, one an output, in the order of `grid`."""
-        ones = jnp.ones((self.rows, 1), self.dtype)
-        parts = [ones if t.rows is None else t.rows for t in self.terms]
-        rows = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        rows = self._rows()
         if self.width == 1:
             return weighted_gram(rows, weights[:, 0])[None]
         return lax.map(lambda w: weighted_gram(rows, w), weights.T)
+
+    def kronecker(
+        self, bend: Callable[[Array], Array]
+    ) -> tuple[Float[Array, "outputs outputs"], Float[Array, "features features"]]:
+        """(B, A) with B x A close to A^T D A in the order of `grid`: one Gram product.
+
+        B is the sum of the examples' D_n, and A the mean of x_n x_n^T weighted by the sizes of
+        their diagonals, so that traces agree where D_n has none that is negative. Exact where the
+        D_n are multiples of one matrix, as those of softmax at equal probabilities.
+        """
+
+        def column(total: Array, j: Array) -> tuple[Array, Array]:
+            unit = jax.nn.one_hot(j, self.width, dtype=self.dtype)
+            image = bend(jnp.broadcast_to(unit[:, None], (self.width, self.rows)))
+            return total + jnp.abs(image[j]), jnp.sum(image, axis=1)
+
+        none = jnp.zeros(self.rows, self.dtype)
+        weights, outer = lax.scan(column, none, jnp.arange(self.width))
+        whole = jnp.sum(weights)
+        inner = weighted_gram(self._rows(), weights / jnp.where(whole > 0, whole, 1))
+        return (outer + outer.T) / 2, inner
+
+    def _rows(self) -> Float[Array, "m features"]:
+        """The data of all terms side by side."""
+        ones = jnp.ones((self.rows, 1), self.dtype)
+        parts = [ones if t.rows is None else t.rows for t in self.terms]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def squares(self, weights: Float[Array, "m outputs"]) -> Float[Array, "outputs features"]:
         """The diagonals of these blocks, in one pass over the data."""

@@ -4,7 +4,8 @@ On a CPU, XLA's fusion emitters produce faster code for large arrays at two to t
 compile time, and LLVM's optimisation takes most of what is left. Where params and data together
 are small, a solve is over before the faster code could repay that: small programs are compiled
 without the fusion emitters, tiny ones also without LLVM's optimisation, which takes a thousand
-solves or more to repay what it costs them.
+solves or more to repay what it costs them. Large problems whose time goes into matrix products,
+which no emitter touches, are compiled without the fusion emitters too.
 """
 
 import functools
@@ -30,6 +31,7 @@ QUICK: Mapping[str, Any] = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 AT_ONCE: Mapping[str, Any] = {**QUICK, "xla_backend_optimization_level": 0}
+PRODUCTS: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 
 
 class Program:
@@ -40,13 +42,14 @@ class Program:
         function: Callable[..., Any],
         parameters: int | None,
         unweighed: Collection[str],
+        products: Callable[..., bool] | None,
         options: Mapping[str, Any],
     ):
         functools.update_wrapper(self, function)
-        self._parameters, self._unweighed = parameters, unweighed
+        self._parameters, self._unweighed, self._products = parameters, unweighed, products
         self._programs = [
             (o, jax.jit(function, compiler_options=dict(o) or None, **options))
-            for o in (THOROUGH, QUICK, AT_ONCE)
+            for o in (THOROUGH, PRODUCTS, QUICK, AT_ONCE)
         ]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +67,8 @@ class Program:
         weighed = {name: value for name, value in kwargs.items() if name not in self._unweighed}
         matrix = None if self._parameters is None else args[self._parameters]
         chosen = compiler_options((args, weighed), matrix)
+        if chosen is THOROUGH and self._products is not None and not under_transformation():
+            chosen = PRODUCTS if _applicable() and self._products(*args, **kwargs) else THOROUGH
         return next(p for o, p in self._programs if o is chosen)
 
 
@@ -72,6 +77,7 @@ def jit(
     *,
     parameters: int | None = None,
     unweighed: Collection[str] = (),
+    products: Callable[..., bool] | None = None,
     **options: Any,
 ) -> Program:
     """`jax.jit`, compiled quickly where the arguments are small and the backend is a CPU.
@@ -82,8 +88,10 @@ def jit(
       parameters: which positional argument a matrix may be over; without it, no program is tiny.
       unweighed: keyword arguments whose size does not count, so that a program with them and one
         without are compiled alike, and round alike.
+      products: whether a call with such arguments, which are large, spends its time in matrix
+        products; asked at each such call.
     """
-    return Program(function, parameters, unweighed, options)
+    return Program(function, parameters, unweighed, products, options)
 
 
 def compiler_options(arguments: Any, parameters: Any = None) -> Mapping[str, Any]:

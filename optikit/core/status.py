@@ -40,3 +40,12 @@ class Status(enum.IntEnum):
         "The objective or its gradient is NaN or infinite; the best finite point is kept.",
     )
     UNBOUNDED = 9, "The objective falls without bound."
+    SINGULAR = (
+        10,
+        "The Hessian is singular: of the linear system's answers, that of least norm is given.",
+    )
+    INCONSISTENT = (
+        11,
+        "The Hessian is singular and the linear system has no answer: the least-squares answer of "
+        "least norm is given.",
+    )

@@ -2,7 +2,9 @@
 
 Near the rounding floor, where differences of values are noise, a trial with gradients is also
 accepted by its slope (Hager & Zhang's approximate Wolfe condition); NaN and infinite trials are
-shortened like any other failure.
+shortened like any other failure. How large the noise is the search finds out where it must: steps
+too short to change the value show it. It may be far above the last place of the value, which can be
+what is left of much larger terms. Then the whole step is tried once more.
 
 References: Nocedal & Wright (2006), Algorithm 3.1 and section 3.5; Hager & Zhang (2005), eq. 4.1.
 """
@@ -26,6 +28,9 @@ from optikit.globalize.search import (
 )
 from optikit.linalg.subproblem import unlimited
 
+SAMPLE = 4
+"""What one sample of noise is multiplied by to bound the others."""
+
 
 class _Run(NamedTuple):
     t: Array
@@ -33,6 +38,9 @@ class _Run(NamedTuple):
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
     trials: Int[Array, ""]
+    noise: Array  # of the value, as far as it is known
+    again: Bool[Array, ""]  # the whole step is tried next, by the noise just measured
+    tried_again: Bool[Array, ""]
 
 
 @memoized
@@ -64,22 +72,31 @@ def backtracking(
         slope = direction.slope
         bend = jnp.minimum(direction.curvature, 0) / 2
         slack = noise(at.value)
+        short = tree.eps(dtype) ** 0.5
 
         def running(c: _Run) -> Array:
             return ~c.accepted & (c.trials < max_trials)
 
         def body(c: _Run) -> _Run:
-            t = jnp.where(c.trials == 0, c.t, _shorter(c.t, at.value, slope, c.trial.value))
+            whole = (c.trials == 0) | c.again
+            t = jnp.where(whole, 1, _shorter(c.t, at.value, slope, c.trial.value)).astype(dtype)
             trial = trials(oracle, tree.add_scaled(at.params, t, direction.step), at)
             finite = is_finite(trial, with_gradient=gradients)
             rise = trial.value - at.value
+            # a smooth function changes by its slope times t: what does not shrink with t is noise
+            shown = (t <= short) & finite
+            heard = jnp.where(shown, jnp.maximum(c.noise, SAMPLE * jnp.abs(rise)), c.noise)
             enough = rise <= c1 * (t * slope + t**2 * bend)
             if gradients:
                 # (2 c1 - 1) slope >= slope at t: implied by Armijo on a quadratic, but free of f
                 here = tree.vdot(trial.grad, direction.step).astype(dtype)
                 flatter = (here <= (2 * c1 - 1) * slope) & (here >= 0.9 * slope)
-                enough |= (rise <= slack) & flatter & (slope < 0)
-            return _Run(t, trial, finite & enough, c.seen_finite | finite, c.trials + 1)
+                enough |= (rise <= jnp.where(c.again, c.noise, slack)) & flatter & (slope < 0)
+            again = shown & (heard > slack) & ~c.tried_again if gradients else c.again
+            return _Run(
+                t, trial, finite & enough, c.seen_finite | finite, c.trials + 1, heard, again,
+                c.tried_again | again,
+            )  # fmt: skip
 
         def _shorter(t, f0, slope, f_t):
             best = -slope * t**2 / (2 * (f_t - f0 - slope * t))
@@ -88,7 +105,8 @@ def backtracking(
 
         one = jnp.ones((), dtype)
         no = jnp.asarray(False)
-        run = lax.while_loop(running, body, _Run(one, at, no, no, jnp.asarray(0, jnp.int32)))
+        none = jnp.asarray(0, jnp.int32)
+        run = lax.while_loop(running, body, _Run(one, at, no, no, none, slack, no, no))
         end = tree.where(run.accepted, run.trial, at)
         t = jnp.where(run.accepted, run.t, 0)
         full = tree.norm(direction.step).astype(dtype)
@@ -104,6 +122,7 @@ def backtracking(
             state=state,
             counts=tally(direction.counts, times(run.trials, trials.price)),
             status=search_status(run.accepted, run.seen_finite),
+            noise=run.noise,
         )
 
     return Globalize(lambda at: (), search)

@@ -28,6 +28,8 @@ class Search(NamedTuple):
       state: for the next search.
       counts: of directions and evaluations.
       status: RUNNING, or why it failed.
+      noise: the change of the value that rounding was seen to cause; a static None where the search
+        does not look.
     """
 
     params: Params
@@ -41,6 +43,7 @@ class Search(NamedTuple):
     state: Any
     counts: Counts
     status: Int[Array, ""]
+    noise: Scalar | None = None
 
 
 class Globalize(NamedTuple):

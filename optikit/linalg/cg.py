@@ -15,12 +15,13 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
+from optikit.calculus.predictor import linear_predictor
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tree
-from optikit.linalg.precondition import Memory, Precondition, blank, remember
+from optikit.linalg.precondition import Change, Memory, Precondition, blank, remember
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
@@ -44,9 +45,11 @@ def conjugate_gradients(
 
     Args:
       max_iters: products per proposal; by default twice the number of parameters, at most 500.
-      precondition: "none"; "diagonal", estimated from 12 products; or "nystrom", a sketch of the
-        leading eigenspace from 10 to 80 products, for spectra that decay. Built at the first step
-        and every tenth after it. The radius is then meant in the norm of the preconditioner.
+      precondition: "none"; "diagonal", exact where the objective is composite and its model affine
+        in the parameters, at each step for the price of a product, else estimated from 12; or
+        "nystrom", a sketch of the leading eigenspace from 10 to 80 products, for spectra that
+        decay. These are built at the first step and every tenth after it. The radius is then meant
+        in the norm of the preconditioner.
 
     Cost: the operator's setup, then one product per iteration. At a point whose gradient is
     exactly zero the model is probed along a direction without symmetry, so that a start on a saddle
@@ -55,9 +58,7 @@ def conjugate_gradients(
     Raises:
       ValueError: an unknown preconditioner.
     """
-    if precondition not in get_args(Precondition):
-        msg = f"precondition must be 'none', 'diagonal' or 'nystrom'; got {precondition!r}."
-        raise ValueError(msg)
+    check_precondition(precondition)
 
     def prepare(
         oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key, memory: Memory | None = None
@@ -66,14 +67,12 @@ def conjugate_gradients(
         product = op.mv
         dtype = at.value.dtype
         length = jnp.maximum(1, tree.norm(at.params)).astype(dtype)
-        change = None
-        if memory is not None:
-            change = remember(precondition, product, op.price, at.params, key, memory)
+        change = variables(precondition, oracle, at, kind, product, op.price, key, memory)
         limit = min(2 * tree.size(at.params), 500) if max_iters is None else max_iters
 
         def propose(radius: Scalar, inner: Inner) -> Direction:
             gradient = or_probe(at) if change is None else change.apply(or_probe(at))
-            inside = product if change is None else _changed(product, change.apply)
+            inside = product if change is None else change.around(product)
             run = truncated(inside, gradient, radius, inner, limit)
             # <s, H s> = <s, r> - <s, g> with r = g + H s
             curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
@@ -101,10 +100,51 @@ def conjugate_gradients(
     return Subproblem(prepare, init=init, truncated=True)
 
 
-def _changed(
-    product: Callable[[Params], Params], change: Callable[[Params], Params]
-) -> Callable[[Params], Params]:
-    return lambda v: change(product(change(v)))
+def check_precondition(precondition: Precondition) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+      ValueError: naming those that are known.
+    """
+    if precondition not in get_args(Precondition):
+        msg = f"precondition must be 'none', 'diagonal' or 'nystrom'; got {precondition!r}."
+        raise ValueError(msg)
+
+
+def variables(
+    precondition: Precondition,
+    oracle: Oracle,
+    at: Eval,
+    kind: CurvatureKind,
+    product: Callable[[Params], Params],
+    price: Counts,
+    key: Key,
+    memory: Memory | None,
+) -> Change | None:
+    """The change of variables that preconditions a product of that price; None without one."""
+    if memory is None:
+        return None
+    known = known_diagonal(oracle, at, kind) if precondition == "diagonal" else None
+    return remember(precondition, product, price, at.params, key, memory, known)
+
+
+def known_diagonal(
+    oracle: Oracle, at: Eval, kind: CurvatureKind
+) -> Callable[[], Float[Array, " n"]] | None:
+    """The exact diagonal of a linear model's curvature, charged as a product; None elsewhere."""
+    if kind not in ("hessian", "ggn"):
+        return None
+    predictor = linear_predictor(oracle.objective, at.params, oracle.args)
+    if predictor is None or predictor.grid() is None:
+        return None
+
+    def diagonal() -> Float[Array, " n"]:
+        oracle.tap("hvp" if kind == "hessian" else "ggnvp")
+        entries = predictor.hessian_diagonal(oracle.output_curvature(kind), at.params)
+        assert entries is not None
+        return entries
+
+    return diagonal
 
 
 def convex_along(

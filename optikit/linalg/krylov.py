@@ -23,8 +23,9 @@ from optikit.calculus import Eval, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Key, Scalar, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
-from optikit.linalg.cg import convex_along, or_probe
+from optikit.linalg.cg import check_precondition, convex_along, or_probe, variables
 from optikit.linalg.exact import Region, proposal
+from optikit.linalg.precondition import Memory, Precondition, blank
 from optikit.linalg.secular import in_ball, spectrum, under_cubic
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
@@ -44,7 +45,12 @@ class _Run(NamedTuple):
 
 
 @memoized
-def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subproblem:
+def krylov(
+    *,
+    region: Region = "ball",
+    max_iters: int | None = None,
+    precondition: Precondition = "none",
+) -> Subproblem:
     """The minimiser over a Krylov space as a Subproblem, for any curvature given by products.
 
     Args:
@@ -52,6 +58,11 @@ def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subprobl
         place of the radius.
       max_iters: products per proposal, at most n; by default 100, fewer where their vectors would
         fill more than 2^27 numbers.
+      precondition: "none", "diagonal" or "nystrom"; see `optikit.linalg.conjugate_gradients`. The
+        radius is then meant in the norm of the preconditioner.
+
+    Raises:
+      ValueError: an unknown preconditioner, or one for the region "cubic".
 
     Cost: the operator's setup, then one product per Lanczos vector; memory for as many vectors.
 
@@ -62,11 +73,21 @@ def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subprobl
       >>> bool(ok.minimize(lambda x: jnp.sum(x**4 - x), jnp.zeros(3), method=method).success)
       True
     """
+    check_precondition(precondition)
+    if region == "cubic" and precondition != "none":
+        msg = f"precondition={precondition!r} is for region='ball'; got 'cubic'."
+        raise ValueError(msg)
 
-    def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+    def prepare(
+        oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key, memory: Memory | None = None
+    ) -> Model:
         op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
-        product = op.mv
-        gradient, unravel = ravel_pytree(or_probe(at))
+        product, probe = op.mv, or_probe(at)
+        change = variables(precondition, oracle, at, kind, product, op.price, key, memory)
+        inside = product
+        if change is not None:
+            probe, inside = change.apply(probe), change.around(product)
+        gradient, unravel = ravel_pytree(probe)
         size, n, dtype = jnp.linalg.norm(gradient), gradient.size, at.value.dtype
         length = jnp.maximum(1, tree.norm(at.params)).astype(gradient.dtype)
         limit = min(100, max(10, MEMORY // n)) if max_iters is None else max_iters
@@ -101,7 +122,7 @@ def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subprobl
                 return run.beside[last] * jnp.abs(y[last]) <= forcing * size
 
             def body(run: _Run) -> _Run:
-                run = _extended(run, lambda v: ravel_pytree(product(unravel(v)))[0])
+                run = _extended(run, lambda v: ravel_pytree(inside(unravel(v)))[0])
                 # closed: the space is invariant, and more products would say nothing
                 ended = (run.beside[run.products - 1] == 0) | (run.products == k)
                 look = (run.products == run.check) & ~ended
@@ -114,18 +135,23 @@ def krylov(*, region: Region = "ball", max_iters: int | None = None) -> Subprobl
 
             rows = jnp.matmul(vectors.T, run.basis, precision=HIGHEST)
             found, _ = proposal(model, bound, region, length, rows, dtype)
-            step = unravel(found.step)
+            step, measured = unravel(found.step), None
+            if change is not None:
+                step, measured = change.apply(step), jnp.linalg.norm(found.step).astype(dtype)
             return found._replace(
                 step=step,
+                length=measured,
                 slope=tree.vdot(at.grad, step).astype(dtype),
                 scale=run.scale.astype(dtype),
                 counts=times(run.products, op.price),
             )
 
         look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None
-        return Model(propose, tally(op.setup), look_along)
+        spent = op.setup if change is None else tally(op.setup, change.counts)
+        return Model(propose, tally(spent), look_along, () if change is None else change.memory)
 
-    return Subproblem(prepare, truncated=True)
+    init = None if precondition == "none" else lambda at: blank(precondition, at.params)
+    return Subproblem(prepare, init=init, truncated=True)
 
 
 def _begun(gradient: Float[Array, " n"], k: int) -> _Run:

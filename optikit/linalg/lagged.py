@@ -7,10 +7,12 @@ anew at the current point, and the iteration goes on from where it was.
 
 The matrix that is factorised consists of diagonal blocks (one, if it is the whole Hessian), is
 brought to a unit diagonal, so that units of parameters do not matter, and moved off singularity by
-rounding size. Or the diagonal alone takes its place. What is factorised changes how long the
-iteration takes, never where it ends.
+rounding size. Or the diagonal alone takes its place, or a Kronecker product, B x A + penalty, whose
+blocks stand on the diagonal once the outputs are turned to the eigenvectors of B. What is
+factorised changes how long the iteration takes, never where it ends.
 
-References: Golub & Van Loan (2013), section 11.5; Nocedal & Wright (2006), Algorithm 7.1.
+References: Golub & Van Loan (2013), section 11.5; Nocedal & Wright (2006), Algorithm 7.1; Martens &
+Grosse (2015), section 3, for the Kronecker product.
 """
 
 from collections.abc import Callable
@@ -32,32 +34,64 @@ Blocks = Float[Array, "blocks size"]
 
 
 class Lagged(NamedTuple):
-    """M = S^-1 L L^T S^-1, block by block; L is the identity where only the diagonal is known."""
+    """M = T S^-1 L L^T S^-1 T^T, block by block but for the turn T, which mixes the blocks.
+
+    L is the identity where only the diagonal is known, T where blocks are as they come.
+    """
 
     scale: Blocks
     lower: Float[Array, "blocks size size"] | None
     built: Bool[Array, ""]
+    turn: Float[Array, "blocks blocks"] | None = None  # orthogonal
 
     def whiten(self, vector: Blocks) -> Blocks:
-        """L^-1 S v: gradients, to the variables in which M is the identity."""
+        """L^-1 S T^T v: gradients, to the variables in which M is the identity."""
+        if self.turn is not None:
+            vector = jnp.matmul(self.turn.T, vector, precision=HIGHEST)
         scaled = self.scale * vector
         return scaled if self.lower is None else _solve(self.lower, scaled, 0)
 
     def colour(self, vector: Blocks) -> Blocks:
-        """S L^-T v: steps, back from these variables."""
-        return self.scale * (vector if self.lower is None else _solve(self.lower, vector, 1))
+        """T S L^-T v: steps, back from these variables."""
+        scaled = self.scale * (vector if self.lower is None else _solve(self.lower, vector, 1))
+        return self._turned_back(scaled)
 
     def unwhiten(self, vector: Blocks) -> Blocks:
-        """S^-1 L v, the inverse of `whiten`."""
+        """T S^-1 L v, the inverse of `whiten`."""
         if self.lower is not None:
             vector = jnp.einsum("bij,bj->bi", self.lower, vector, precision=HIGHEST)
-        return vector / self.scale
+        return self._turned_back(vector / self.scale)
+
+    def _turned_back(self, vector: Blocks) -> Blocks:
+        if self.turn is None:
+            return vector
+        return jnp.matmul(self.turn, vector, precision=HIGHEST)
 
 
-def blank(blocks: int, size: int, dtype: jnp.dtype, *, dense: bool) -> Lagged:
+def blank(blocks: int, size: int, dtype: jnp.dtype, *, dense: bool, turned: bool = False) -> Lagged:
     """A factor that has not been built."""
     lower = jnp.zeros((blocks, size, size), dtype) if dense else None
-    return Lagged(jnp.ones((blocks, size), dtype), lower, jnp.asarray(False))
+    turn = jnp.eye(blocks, dtype=dtype) if turned else None
+    return Lagged(jnp.ones((blocks, size), dtype), lower, jnp.asarray(False), turn)
+
+
+def kronecker(
+    outer: Float[Array, "blocks blocks"], inner: Float[Array, "size size"], extra: Blocks
+) -> Lagged:
+    """The factor of outer x inner + diag(extra), with the outputs turned to outer's eigenvectors.
+
+    Exact where `extra` is the same in all blocks; else what it adds beside the turned diagonal is
+    left out. Eigenvalues of `outer` count by their size, and those of rounding size (softmax has
+    one, along equal changes of all outputs) are moved off zero.
+    """
+    values, turn = jnp.linalg.eigh(outer, symmetrize_input=False)
+    sizes = jnp.abs(values)
+    floor = tree.eps(outer.dtype) ** 0.5 * jnp.max(sizes)
+    sizes = jnp.maximum(sizes, jnp.where(floor > 0, floor, 1))
+    added = jnp.matmul((turn**2).T, extra, precision=HIGHEST)
+    eye = jnp.eye(inner.shape[0], dtype=inner.dtype)[None]
+    blocks = sizes[:, None, None] * inner[None] + added[:, :, None] * eye
+    return factorized(blocks)._replace(turn=turn)
 
 
 def factorized(matrices: Float[Array, "blocks size size"]) -> Lagged:

@@ -1,8 +1,8 @@
 """MINRES: symmetric systems from products alone, indefinite and singular ones too.
 
 On a consistent system the iterates stay in the range of A and end at the solution of least norm,
-A^+ b. Where b has a part outside the range they drift along the null space. Then b is projected
-first, by a consistent system of its own, P b = A^+ (A b), and A^+ b = A^+ (P b) takes three runs.
+A^+ b. Where b has a part outside the range they drift along the null space, and the residual ends
+at that part; `optikit.linalg.least_norm` says what to do then.
 
 Reference: Paige & Saunders (1975), "Solution of sparse indefinite systems of linear equations",
 section 4.
@@ -20,6 +20,15 @@ from optikit.core.tree import HIGHEST
 
 Vector = Float[Array, " n"]
 Product = Callable[[Vector], Vector]
+
+
+class Minres(NamedTuple):
+    """Where a run ended."""
+
+    x: Vector  # the iterate of least |A r|, NaN if anything was not finite
+    consistent: Bool[Array, ""]  # its residual is small: b is in the range of A
+    ended: Bool[Array, ""]  # and not cut off by its budget
+    products: Int[Array, ""]
 
 
 class _Run(NamedTuple):
@@ -41,47 +50,32 @@ class _Run(NamedTuple):
     done: Bool[Array, ""]
 
 
-def minres(product: Product, b: Vector, *, max_iters: int | None = None) -> Vector:
-    """A^+ b: the x of least norm among those of least |A x - b|.
+def minres(
+    product: Product, b: Vector, *, floor: Scalar | float, max_iters: Int[Array, ""] | int
+) -> Minres:
+    """One run from zero; of A x = b the solution of least norm if there is one.
 
     Args:
       product: v -> A v, symmetric.
-      max_iters: products of one run at most; by default 4 n + 50, and at most 10,000.
+      floor: ends where |b - A x| <= floor |b|.
+      max_iters: products at most.
 
-    Stops when the residual is of rounding size. Memory: eight vectors.
+    It also ends where the residual is seen to leave the range of A, or |x| the precision.
+    Memory: eight vectors.
 
     Example:
       >>> a = jnp.array([[2.0, 2.0], [2.0, 2.0]])
-      >>> [round(float(v), 5) for v in minres(lambda v: a @ v, jnp.array([5.0, 3.0]))]
-      [1.0, 1.0]
+      >>> run = minres(lambda v: a @ v, jnp.array([4.0, 4.0]), floor=1e-6, max_iters=9)
+      >>> [round(float(v), 5) for v in run.x], bool(run.consistent)
+      ([1.0, 1.0], True)
     """
-    limit = min(4 * b.size + 50, 10_000) if max_iters is None else max_iters
     eps = tree.eps(b.dtype)
-
-    def next_run(carry: tuple) -> tuple:
-        _, right, turn, _ = carry
-        # a projected right-hand side is in the range but for the rounding of its own run
-        floor = jnp.where(turn == 2, eps**0.8, 10 * eps).astype(b.dtype)
-        x, consistent = _iterate(product, right, floor, limit)
-        done = (turn == 2) | ((turn == 0) & consistent)
-        return x, jnp.where(turn == 0, product(b), x), turn + 1, done
-
-    start = jnp.zeros_like(b), b, jnp.asarray(0, jnp.int32), jnp.asarray(False)
-    return lax.while_loop(lambda carry: ~carry[3], next_run, start)[0]
-
-
-def _iterate(
-    product: Product, b: Vector, floor: Scalar, limit: int
-) -> tuple[Vector, Bool[Array, ""]]:
-    """The iterate of least |A r|, and whether its residual shows the system to be consistent."""
-    eps = tree.eps(b.dtype)
-    flat = (
-        eps**0.7
-    )  # |A r| / |A| |r| of a residual outside the range; 1 / |A| |A^+| that is too far
+    # |A r| / |A| |r| of a residual outside the range; 1 / |A| |A^+| that is too far
+    flat = eps**0.7
     size = _norm(b)
 
     def running(r: _Run) -> Array:
-        return ~r.done & (r.iterations < limit)
+        return ~r.done & (r.iterations < max_iters)
 
     def body(r: _Run) -> _Run:
         p = product(r.v) - r.beta * r.v_last
@@ -119,7 +113,7 @@ def _iterate(
     )  # fmt: skip
     run = lax.while_loop(running, body, start)
     x = jnp.where(jnp.isfinite(run.phi), run.best, jnp.nan)
-    return x, run.phi <= eps**0.5 * size
+    return Minres(x, run.phi <= eps**0.5 * size, run.done, run.iterations)
 
 
 def _dot(a: Vector, b: Vector) -> Scalar:

@@ -1,6 +1,7 @@
 """Preconditioners for conjugate gradients, as a change of variables s = C t with C = M^(-1/2).
 
-"diagonal" estimates the diagonal of H from products with random signs. "nystrom" approximates the
+"diagonal" takes the diagonal of H where it is at hand, and else estimates it from products with
+random signs. "nystrom" approximates the
 leading eigenspace from products with random vectors, block by block, until the eigenvalues that
 remain are small against the largest, or alike: what is left then suits conjugate gradients.
 
@@ -57,6 +58,10 @@ class Change(NamedTuple):
     counts: Counts
     memory: Memory
 
+    def around(self, product: Callable[[Params], Params]) -> Callable[[Params], Params]:
+        """C H C from H."""
+        return lambda v: self.apply(product(self.apply(v)))
+
 
 class _Sketch(NamedTuple):
     images: Float[Array, "m n"]  # rows H omega, zero where not yet reached
@@ -82,12 +87,15 @@ def remember(
     like: Params,
     key: Key,
     memory: Memory,
+    known: Callable[[], Array] | None = None,
 ) -> Change:
     """The preconditioner in memory, built anew from products where it is too old.
 
     Args:
       price: of one product.
       like: parameters, for their structure.
+      known: the diagonal itself, (n,), for no more than the price of a product: "diagonal" then
+        builds from it at each step.
     """
     unravel = ravel_pytree(like)[1]
     flat = ravel_pytree(like)[0]
@@ -97,8 +105,10 @@ def remember(
 
     def build() -> tuple[Memory, Array]:
         one = jnp.asarray(1, jnp.int32)
+        if kind == "diagonal" and known is not None:
+            return Memory(_root_of_inverse(known())[None], memory.weights, one), one
         if kind == "diagonal":
-            factor = _diagonal_factor(image, flat, key)
+            factor = _root_of_inverse(_estimated(image, flat, key))
             return Memory(factor[None], memory.weights, one), jnp.asarray(PROBES, jnp.int32)
         sketch = _sketch(image, flat, key)
         used = sketch.values > 0
@@ -108,7 +118,10 @@ def remember(
     def keep() -> tuple[Memory, Array]:
         return memory._replace(age=memory.age + 1), jnp.asarray(0, jnp.int32)
 
-    new, products = lax.cond((memory.age == 0) | (memory.age >= REFRESH), build, keep)
+    if kind == "diagonal" and known is not None:
+        new, products = build()
+    else:
+        new, products = lax.cond((memory.age == 0) | (memory.age >= REFRESH), build, keep)
 
     def apply(v: Params) -> Params:
         x = ravel_pytree(v)[0]
@@ -126,16 +139,20 @@ def _rows(n: int) -> int:
     return block * max(1, min(MAX_RANK, n) // block)
 
 
-def _diagonal_factor(image, flat: Array, key: Key) -> Float[Array, " n"]:
-    """D^(-1/2) with D the size of the estimated diagonal, scaled to a geometric mean of 1."""
+def _estimated(image, flat: Array, key: Key) -> Float[Array, " n"]:
+    """The diagonal from products with random signs; what is below their noise is lifted to it."""
     signs = jax.random.rademacher(key, (PROBES, flat.size), flat.dtype)
-    estimate = jnp.mean(lax.map(lambda v: v * image(v), signs), axis=0)
-    sizes = jnp.where(jnp.isfinite(estimate), jnp.abs(estimate), 0)
-    largest = jnp.max(sizes)
-    floor = tree.eps(flat.dtype) ** 0.5 * largest
-    sizes = jnp.where(largest > 0, jnp.maximum(sizes, floor), 1)
-    logs = jnp.log(sizes)
-    return jnp.exp((jnp.mean(logs) - logs) / 2)
+    estimate = jnp.abs(jnp.mean(lax.map(lambda v: v * image(v), signs), axis=0))
+    sizes = jnp.where(jnp.isfinite(estimate), estimate, 0)
+    return jnp.maximum(sizes, tree.eps(flat.dtype) ** 0.5 * jnp.max(sizes))
+
+
+def _root_of_inverse(diagonal: Float[Array, " n"]) -> Float[Array, " n"]:
+    """|D|^(-1/2), scaled to a geometric mean of 1; entries without curvature count as the mean."""
+    used = jnp.isfinite(diagonal) & (diagonal != 0)
+    logs = jnp.where(used, jnp.log(jnp.where(used, jnp.abs(diagonal), 1)), 0)
+    mean = jnp.sum(logs) / jnp.maximum(jnp.sum(used), 1).astype(logs.dtype)
+    return jnp.where(used, jnp.exp((mean - logs) / 2), 1)
 
 
 def _sketch(image, flat: Array, key: Key) -> _Sketch:

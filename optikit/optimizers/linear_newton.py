@@ -11,6 +11,7 @@ Eisenstat & Walker (1996) for how accurately early steps are worth solving.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, cast
 
 import jax
@@ -19,14 +20,22 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from optikit.calculus import Eval, Oracle
+from optikit.calculus import Eval, Objective, Oracle
 from optikit.calculus.oracle import CurvatureKind
 from optikit.calculus.predictor import LinearPredictor, linear_predictor
 from optikit.core import Counts, Key, Params, tally, times, tree
 from optikit.globalize.along_outputs import search_outputs
 from optikit.linalg import Inner
 from optikit.linalg.cg import or_probe
-from optikit.linalg.lagged import Blocks, Lagged, blank, diagonal, factorized, lagged_solve
+from optikit.linalg.lagged import (
+    Blocks,
+    Lagged,
+    blank,
+    diagonal,
+    factorized,
+    kronecker,
+    lagged_solve,
+)
 from optikit.optimizers.protocol import Optimizer, info_from_search
 from optikit.optimizers.second_order import LOOSEST, SecondOrderState, forcing
 
@@ -52,6 +61,7 @@ class Known:
     blocks: int = dataclasses.field(metadata={"static": True})
     size: int = dataclasses.field(metadata={"static": True})
     dense: bool = dataclasses.field(metadata={"static": True})
+    turned: bool = dataclasses.field(metadata={"static": True})
 
 
 class _Plan(NamedTuple):
@@ -63,7 +73,8 @@ class _Plan(NamedTuple):
     assembled: bool  # one block, the whole Hessian, put together from all terms
 
     def known(self, outputs: Array) -> Known:
-        return Known(outputs, self.grid.shape[0], self.grid.shape[1], self.dense)
+        blocks, size = self.grid.shape
+        return Known(outputs, blocks, size, self.dense, self.turned)
 
     def to_blocks(self, vector: Params) -> Blocks:
         flat = tree.ravel(vector)
@@ -76,12 +87,24 @@ class _Plan(NamedTuple):
         return ravel_pytree(self.predictor.params)[1](flat)
 
     @property
+    def turned(self) -> bool:
+        """Whether a Kronecker product stands for the Hessian: one Gram product for all outputs."""
+        return self.dense and self.in_columns
+
+    @property
+    def in_columns(self) -> bool:
+        """Whether products go by `LinearPredictor.product`, with examples in columns."""
+        return self.predictor.coupled and not self.assembled
+
+    @property
     def described(self) -> str:
         """What preconditions, in words."""
         if not self.dense:
             return "products with its data, preconditioned by the Hessian's diagonal"
         if len(self.grid) == 1:
             return "its Hessian is a Gram product, factorised where an earlier factor is no help"
+        if self.turned:
+            return "products with its data, preconditioned by a Kronecker product"
         return f"products with its data, preconditioned by {len(self.grid)} blocks of the Hessian"
 
     @property
@@ -93,12 +116,16 @@ class _Plan(NamedTuple):
         """Products that take about as long as building the factor.
 
         A Gram product of F features is some F / 32 passes over the data with a vector (both ways),
-        by measurement; passes with several vectors at once are that much cheaper each.
+        by measurement; passes with several vectors at once are that much cheaper each. A Kronecker
+        factor takes one such product for all outputs, F / (2 K) passes with K vectors, and is no
+        exact inverse when it is new either: it is kept for twice its price.
         """
         if not self.dense:
             return MAX_PRODUCTS
-        width = min(self.predictor.width, 8)
-        return int(np.clip(self.predictor.features * width / 32, 3, 50))
+        features, width = self.predictor.features, self.predictor.width
+        if self.turned:
+            return int(np.clip(features / width, 10, 50))
+        return int(np.clip(features * min(width, 8) / 32, 3, 50))
 
 
 def plan_for(objective, params: Params, args: tuple) -> _Plan | None:
@@ -142,7 +169,9 @@ def on_linear_models(otherwise: Optimizer, *, kind: CurvatureKind, max_trials: i
             return otherwise.init(at)
         dtype = at.value.dtype
         known = at.local
-        factor = blank(known.blocks, known.size, known.outputs.dtype, dense=known.dense)
+        factor = blank(
+            known.blocks, known.size, known.outputs.dtype, dense=known.dense, turned=known.turned
+        )
         norm = tree.norm(at.grad).astype(dtype)
         inner = Inner(jnp.full((), LOOSEST, dtype), jnp.zeros((), dtype))
         return SecondOrderState((), inner, norm, factor)
@@ -155,7 +184,27 @@ def on_linear_models(otherwise: Optimizer, *, kind: CurvatureKind, max_trials: i
             return otherwise.step(oracle, at, state, key)
         return _step(plan, oracle, at, state, kind, max_trials)
 
-    return otherwise._replace(init=init, step=step, evaluate=evaluate)
+    return otherwise._replace(init=init, step=step, evaluate=evaluate, in_products=has_plan)
+
+
+def has_plan(objective: Objective, params: Params, args: tuple) -> bool:
+    """Whether there is a plan; remembered by objective and shapes, since it takes a trace."""
+    leaves, structure = jax.tree.flatten((params, args))
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return _has_plan(objective, structure, shapes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_plan(objective: Objective, structure, shapes: tuple) -> bool:
+    found = []
+
+    def look(params: Params, args: tuple) -> None:
+        found.append(plan_for(objective, params, args) is not None)
+
+    if objective.kind == "composite":
+        blank_leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        jax.eval_shape(look, *jax.tree.unflatten(structure, blank_leaves))
+    return found == [True]
 
 
 def _step(
@@ -165,13 +214,18 @@ def _step(
     size = tree.norm(at.grad).astype(dtype)
     eta = forcing(size, state)
     name = "hvp" if kind == "hessian" else "ggnvp"
-    curve = predictor.curvature(oracle.output_curvature(kind), outputs)
+    along = oracle.output_curvature(kind)
+    curve = predictor.curvature(along, outputs)
     penalty = predictor.penalty_diagonal(at.params)
-    weights = predictor.diagonal(curve)
     extra = penalty[plan.grid]
+
+    bend = predictor.bend(along, outputs) if plan.in_columns else None
+    in_blocks = None if bend is None else predictor.product(bend)
 
     def product(v: Blocks) -> Blocks:
         oracle.tap(name)
+        if in_blocks is not None:
+            return in_blocks(v) + extra * v
         image = predictor.backward(curve(predictor.forward(plan.from_blocks(v))))
         return plan.to_blocks(image) + extra * v
 
@@ -180,9 +234,12 @@ def _step(
         if plan.assembled:
             matrix = oracle._replace(tap=lambda name: None).curvature(kind, at.params).dense()
             return factorized(matrix[None])
+        if plan.dense and bend is not None:
+            return kronecker(*predictor.kronecker(bend), jnp.abs(extra))
+        weights = jnp.abs(predictor.diagonal(curve))
         if not plan.dense:
-            return diagonal(predictor.squares(jnp.abs(weights)) + jnp.abs(extra))
-        grams = predictor.grams(jnp.abs(weights))
+            return diagonal(predictor.squares(weights) + jnp.abs(extra))
+        grams = predictor.grams(weights)
         eye = jnp.eye(grams.shape[1], dtype=grams.dtype)[None]
         return factorized(grams + jnp.abs(extra)[:, :, None] * eye)
 
@@ -201,7 +258,7 @@ def _step(
         times(solve.products, Counts(**{name: 1})), times(solve.builds, Counts(hessian=1))
     )
     if not predictor.coupled:
-        convex &= jnp.all(weights >= 0) & jnp.all(penalty >= 0)
+        convex &= jnp.all(predictor.diagonal(curve) >= 0) & jnp.all(penalty >= 0)
     search = search_outputs(
         oracle, predictor, at, direction, stretch**2 * solve.curvature, max_trials=max_trials
     )

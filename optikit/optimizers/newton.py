@@ -23,8 +23,9 @@ def newton(
     A large generalised linear model (a composite objective whose model is affine in the parameters)
     is factorised only now and then: a factor from an earlier step preconditions the next ones, at
     some hvp a step; a trial costs one value, and only the last one a grad. Up to 4096 features are
-    factorised, one output at a time if there are several; beyond, conjugate gradients go by the
-    exact diagonal, in the memory of a few vectors.
+    factorised; with several outputs one at a time, or where the loss ties them together (softmax)
+    by one Kronecker product for all. Beyond, conjugate gradients go by the exact diagonal, in the
+    memory of a few vectors.
 
     Args:
       modify: what becomes of others: "eigenvalue" uses |H| (9 n^3 flops) and leaves saddles along

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from optikit.calculus import Eval, Oracle
+from optikit.calculus import Eval, Objective, Oracle
 from optikit.core import Box, Counts, Key, Params, Scalar, Status, tree
 from optikit.globalize import Search
 
@@ -69,6 +69,8 @@ class Optimizer(NamedTuple):
         is not in what it promises, and the loop asks more before it calls the end converged.
       patience: consecutive steps that leave value and gradient as they were, after which the loop
         calls the method stalled; larger for a method whose rejected trials are steps.
+      in_products: (objective, params, args) -> whether its time there goes into matrix products, so
+        that a compiler's care for the rest does not pay; None for never.
     """
 
     init: Callable[[Eval], State]
@@ -80,6 +82,7 @@ class Optimizer(NamedTuple):
     name: str = "optimizer"
     learns: bool = False
     patience: int = 10
+    in_products: Callable[[Objective, Params, tuple], bool] | None = None
 
 
 class Bounded(NamedTuple):
@@ -98,6 +101,8 @@ class Bounded(NamedTuple):
 
 def info_from_search(search: Search, **extras: Array) -> StepInfo:
     """A StepInfo that reports a search as it went."""
+    if search.noise is not None:
+        extras["noise"] = search.noise
     return StepInfo(
         step_norm=search.step_norm,
         accepted=search.accepted,

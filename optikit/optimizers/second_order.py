@@ -159,22 +159,19 @@ def trust_region_newton(
       max_iters: inner iterations per proposal, each one hvp, as for `newton_cg`.
       subproblem: "steihaug", conjugate gradients up to the boundary (a few vectors of memory); or
         "gltr", Lanczos beyond it to the minimiser over the Krylov space (a vector per iteration).
-      precondition: of Steihaug's iterations: "none", "diagonal" or "nystrom"; see
+      precondition: of either's iterations: "none", "diagonal" or "nystrom"; see
         `optikit.linalg.conjugate_gradients`.
 
     Raises:
-      ValueError: an unknown subproblem, or a preconditioner for "gltr".
+      ValueError: an unknown subproblem or preconditioner.
     """
     if subproblem not in ("steihaug", "gltr"):
         msg = f"subproblem must be 'steihaug' or 'gltr'; got {subproblem!r}."
         raise ValueError(msg)
-    if subproblem == "gltr" and precondition != "none":
-        msg = f"precondition={precondition!r} is for subproblem='steihaug'; got 'gltr'."
-        raise ValueError(msg)
-    steihaug = conjugate_gradients(max_iters=max_iters, precondition=precondition)
+    inner = krylov if subproblem == "gltr" else conjugate_gradients
     return second_order(
         curvature="hessian",
-        solve=krylov(max_iters=max_iters) if subproblem == "gltr" else steihaug,
+        solve=inner(max_iters=max_iters, precondition=precondition),
         globalize=trust_region(radius=radius),
         name="trust-region",
     )

@@ -57,12 +57,19 @@ def drive(
     )
 
 
+def _in_products(objective, params, args, captured, *, method, **rest) -> bool:
+    del captured, rest
+    asked = method.in_products if isinstance(method, Optimizer) else None
+    return asked is not None and asked(objective, params, args)
+
+
 @functools.partial(
     jit,
     static_argnums=0,
     static_argnames=("method", "criterion", "trace_rows", "reason"),
     parameters=1,
     unweighed=("state",),
+    products=_in_products,
 )
 def _run(
     objective, params, args, captured, *, tol, max_steps, key, state, box=None,

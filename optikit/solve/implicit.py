@@ -24,16 +24,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from optikit.calculus import Objective, bind
 from optikit.calculus.closures import Closure, held_tracers, opened
 from optikit.calculus.objective import value_and_aux
+from optikit.calculus.oracle import columns
 from optikit.calculus.structured import add_penalty_diagonal, structured_curvature
-from optikit.core import Params, tree
+from optikit.core import Box, Params, Status, tree
 from optikit.core.compiled import under_transformation
 from optikit.core.tree import HIGHEST
-from optikit.linalg.minres import minres
+from optikit.linalg.least_norm import least_norm
 from optikit.linalg.symmetric import factorized
 from optikit.solve.solution import Solution
 
@@ -42,6 +43,10 @@ DENSE = 512
 
 DENSE_STRUCTURED = 2000
 """Parameters up to which a linear model's Hessian, at one Gram product, is factorised."""
+
+DENSE_RESORT = 2000
+"""Parameters up to which a Hessian is factorised where MINRES has used up its products: it is
+ill-conditioned in any units, or singular in bad ones."""
 
 Run = Callable[..., Solution]
 """(objective, params, args, captured, **rest) -> Solution; what is followed is args, captured and
@@ -92,40 +97,43 @@ def _rule(run: Run, objective: Objective | Closure, primals: tuple, tangents: tu
     response = zero_from_primal(solution, symbolic_zeros=True)
     box, box_moves = primals[3].get("box"), tangents[3].get("box")
     if moved or any(not isinstance(m, SymbolicZero) for m in jax.tree.leaves(box_moves)):
-        params, value, aux = _response(
-            solution.params, data, tuple(moves[i] for i in moved), _held(solution, box, box_moves),
+        params, value, aux, _ = response_at(
+            solution.params, data, tuple(moves[i] for i in moved),
+            held(solution.params, solution.grad, box, box_moves),
             objective=objective, structure=structure, moved=moved,
         )  # fmt: skip
         response = dataclasses.replace(response, params=params, value=value, aux=aux)
     return solution, response
 
 
-def _held(solution: Solution, box: Any, moves: Any) -> tuple[Params, Params] | None:
+def held(x: Params, grad: Params, box: Any, moves: Any) -> tuple[Params, Params] | None:
     """Which parameters a bound holds, and how it moves them; None without bounds."""
     if box is None:
         return None
 
-    def is_held(x: Array, g: Array, low: Array, high: Array) -> Array:
-        return (low == high) | ((x <= low) & (g > 0)) | ((x >= high) & (g < 0))
-
     def forced(x: Array, low: Array, held: Array, low_move: Array, high_move: Array) -> Array:
         return jnp.where(held, jnp.where(x <= low, low_move, high_move), 0)
 
-    x, (low, high) = solution.params, box
-    held = jax.tree.map(is_held, x, solution.grad, low, high)
+    low, high = box
+    mask = Box(low, high).held(x, grad)
     moves = jax.tree.map(
         lambda b, m: jnp.zeros_like(b) if isinstance(m, SymbolicZero) else m,
         tuple(box),
         tuple(moves),
     )
-    return held, jax.tree.map(forced, x, low, held, *moves)
+    return mask, jax.tree.map(forced, x, low, mask, *moves)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "structure", "moved"))
-def _response(
-    params: Params, data: list, moves: tuple, held: Any, *, objective, structure, moved: tuple
-):
-    """(dx, df, daux) at params for moves of the data leaves numbered `moved`."""
+@functools.partial(jax.jit, static_argnames=("objective", "structure", "moved", "examine"))
+def response_at(
+    params: Params, data: list, moves: tuple, held: Any, *, objective, structure, moved: tuple,
+    examine: bool = False,
+):  # fmt: skip
+    """(dx, df, daux, status) at params for moves of the data leaves numbered `moved`.
+
+    Args:
+      examine: tell in the status whether the Hessian is singular; see `least_norm`.
+    """
 
     def on(part: tuple) -> tuple[Objective, tuple]:
         leaves = list(data)
@@ -145,47 +153,81 @@ def _response(
     if held is None:
         along = functools.partial(value_and_grad, params)
         _, (value, cross) = jax.jvp(along, (part,), (moves,))
-        step = tree.negative(hessian_solve(*on(part), params, cross))
+        back, status = hessian_solve(*on(part), params, cross, examine=examine)
+        step = tree.negative(back)
     else:
         mask, forced = held
         _, (value, cross) = jax.jvp(value_and_grad, (params, part), (forced, moves))
-        step = tree.subtract(forced, hessian_solve(*on(part), params, cross, held=mask))
+        back, status = hessian_solve(*on(part), params, cross, held=mask, examine=examine)
+        step = tree.subtract(forced, back)
     aux = jax.jvp(lambda x, part: evaluate(x, part)[1], (params, part), (step, moves))[1]
-    return step, value, aux
+    return step, value, aux, status
 
 
 def hessian_solve(
-    objective: Objective, args: tuple, params: Params, vector: Params, *, held: Any = None
-) -> Params:
-    """H^-1 vector with H the Hessian at params; of least norm where H is singular.
+    objective: Objective,
+    args: tuple,
+    params: Params,
+    vector: Params,
+    *,
+    held: Any = None,
+    examine: bool = False,
+) -> tuple[Params, Int[Array, ""]]:
+    """H^-1 vector with H the Hessian at params, of least norm where H is singular; and a Status.
 
-    A dense factorisation where the Hessian is cheap to have, else MINRES on products. Linear in
-    `vector`, and differentiable in everything.
+    A dense factorisation where the Hessian is cheap to have, else MINRES on products, and where
+    these do not suffice the factorisation, if the Hessian is not too large. Linear in `vector`, and
+    differentiable in everything.
 
     Args:
       held: booleans like params: those are left out of the system, and zero in the result.
+      examine: tell SINGULAR from CONVERGED by products, too.
     """
     flat, unravel = ravel_pytree(params)
     free = jnp.ones_like(flat) if held is None else (~tree.ravel(held)).astype(flat.dtype)
     b = free * tree.ravel(vector).astype(flat.dtype)
     dense = _dense_hessian(objective, args, params)
-    if dense is not None:
-        if held is not None:
-            kept = jnp.where(jnp.diagonal(dense) > 0, jnp.diagonal(dense), 1)
-            dense = dense * jnp.outer(free, free) + jnp.diag((1 - free) * kept)
-        direct = factorized(lax.stop_gradient(dense))
-        solution = lax.custom_linear_solve(
-            lambda v: jnp.matmul(dense, v, precision=HIGHEST),
-            b,
-            lambda _, right: direct(right),
-            symmetric=True,
-        )
+    if dense is None:
+        product, solve = _by_products(objective, args, params, free, examine=examine)
     else:
-        hvp = bind(objective, args).curvature("hessian", params).mv
-        solution = lax.custom_linear_solve(
-            lambda v: free * tree.ravel(hvp(unravel(free * v))), b, minres, symmetric=True
-        )
-    return unravel(solution)
+        product, solve = _by_factors(dense, free)
+    solution, status = lax.custom_linear_solve(product, b, solve, symmetric=True, has_aux=True)
+    return unravel(solution), status
+
+
+System = tuple[Callable[[Array], Array], Callable[[Any, Array], tuple[Array, Array]]]
+"""A product, and the solve with it: (product, b) -> (x, status)."""
+
+
+def _by_factors(dense: Array, free: Array) -> System:
+    kept = jnp.where(jnp.diagonal(dense) > 0, jnp.diagonal(dense), 1)
+    matrix = dense * jnp.outer(free, free) + jnp.diag((1 - free) * kept)
+    solve = factorized(lax.stop_gradient(matrix))
+    return lambda v: jnp.matmul(matrix, v, precision=HIGHEST), lambda _, b: solve(b)[:2]
+
+
+def _by_products(
+    objective: Objective, args: tuple, params: Params, free: Array, *, examine: bool
+) -> System:
+    hvp = bind(objective, args).curvature("hessian", params).mv
+    unravel = ravel_pytree(params)[1]
+
+    def product(v: Array) -> Array:
+        return free * tree.ravel(hvp(unravel(free * v)))
+
+    def solve(given: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
+        found = least_norm(given, b, examine=examine, within=free > 0)[:2]
+        if b.size > DENSE_RESORT:
+            return found
+
+        def directly(_: tuple) -> tuple:
+            return _by_factors(columns(given, b), free)[1](given, b), jnp.asarray(False)
+
+        # a loop of at most one turn: a condition would run both of its sides under vmap
+        cut = found[1] == Status.MAX_STEPS.value
+        return lax.while_loop(lambda c: c[1], directly, (found, cut))[0]
+
+    return product, solve
 
 
 def _dense_hessian(objective: Objective, args: tuple, params: Params) -> Array | None:

@@ -209,6 +209,8 @@ def _judge(
         gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
         calmer = 2 * largest <= p.largest
         slack = jnp.minimum(noise(p.at.value), noise(at.value))
+        if "noise" in info.extras:
+            slack = jnp.maximum(slack, info.extras["noise"])
         resolved = (jnp.abs(info.predicted) <= slack) & (jnp.abs(gained) <= slack)
         ended = (status == Status.RUNNING.value) & ~calmer
         exhausted = resolved & (gave_up | ended)

@@ -48,7 +48,8 @@ def minimize(
     function theorem; see `optikit.solve.implicit`. The start, the tolerance and the method have no
     part in it, so their derivatives are zero, as are those of all other fields. Where the solve
     did not converge the same formula is applied at the point returned; where the Hessian is
-    singular (`certify` then says degenerate) the answer is that of least norm.
+    singular (`certify` then says degenerate) the answer is that of least norm, and
+    `implicit_response` says in a status that it is.
 
     Args:
       fun: a pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`; or an
