@@ -49,14 +49,16 @@ def certify(
         bound that its gradient pushes against is held and taken out.
       key: for the Lanczos start and the line on which noise is measured; fixed by default.
 
-    Returns: a Certificate; `print` it for the statement in words. Cost: 16 grads (15 to measure
+    Returns: a Certificate; `print` it for the statement in words. Cost: 21 grads (20 to measure
       rounding noise, kinks and the slope along the Newton step) and one hessian up to 1000
-      parameters, else 17 grads and `num_products` hvps; 33 values for a way out. Where a basis of
+      parameters, else 22 grads and `num_products` hvps; 33 values for a way out. Where a basis of
       `num_products` vectors would have more than 2^26 numbers, about ten vectors of memory and up
       to three times the products.
 
     A minimum, saddle or maximum is what derivatives say in the function's own precision: errors of
-    a Hessian that its neighbourhood shares are not seen. Works under `jit` and `vmap`, where a point that is not finite gives `cannot-tell`, with NaN.
+    a Hessian that its neighbourhood shares are not seen.
+
+    Works under `jit` and `vmap`, where a point that is not finite gives `cannot-tell`, with NaN.
 
     Raises:
       TypeError: fun is not scalar, or a parameter not floating point.

@@ -136,7 +136,7 @@ def _judge(
     dense: bool,
     weak: Array,
 ) -> tuple[Int[Array, ""], Int[Array, ""], Scalar, Scalar]:
-    """The kind of the point, why it cannot be told, the length of the Newton step, the decrement."""
+    """The kind of the point, why it cannot be told, the Newton step's length, the decrement."""
     flat, eps = s.flat, tree.eps(s.values.dtype)
     step_norm = jnp.linalg.norm(divided(s.along, jnp.abs(s.sizes), flat))
     decrement = jnp.sum(divided(s.along**2, s.sizes, flat)) / 2

@@ -25,8 +25,8 @@ from optikit.core import Counts, Key, Params, Scalar, tree
 from optikit.core.box import Box
 from optikit.core.tree import HIGHEST
 
-ALONG = 9
-"""Points of the line on which noise is measured."""
+ALONG = 7
+"""Points on each of the two scales of the line on which noise is measured."""
 
 ORDERS = (4, 5, 6)
 """Orders of the differences; the least of their answers is taken, as smooth parts only add."""
@@ -34,7 +34,7 @@ ORDERS = (4, 5, 6)
 JUMP = 30.0
 """Times the noise that a change of the gradient must be to count as a jump."""
 
-POINTS = ALONG + 6
+POINTS = 2 * ALONG + 6
 
 
 class Neighbourhood(NamedTuple):
@@ -65,7 +65,7 @@ def look_around(
     box: Box | None,
     key: Key,
 ) -> tuple[Neighbourhood, Counts]:
-    """The neighbourhood of params, from 15 gradients one after another and three vectors.
+    """The neighbourhood of params, from 20 gradients one after another and three vectors.
 
     Args:
       newton: the Newton step, in which the bracket is looked for.
@@ -77,10 +77,11 @@ def look_around(
     eps = tree.eps(dtype)
     door = bind(objective, args)
     signs, d = _direction(x, free, box, key)
-    noisy = 2 * eps**0.5 * np.arange(1, ALONG + 1)
+    count = np.arange(1, ALONG + 1)
+    noisy = [*(2 * eps**0.5 * count), *(2 * eps**0.25 * count)]
     coarse, fine = eps ** (5 / 8), eps ** (3 / 4)
     along = jnp.asarray([*noisy, -coarse, coarse, -fine, fine, 0, 0], dtype)
-    forward = jnp.asarray([0.0] * (ALONG + 4) + [1.0, 2.0], dtype)
+    forward = jnp.asarray([0.0] * (2 * ALONG + 4) + [1.0, 2.0], dtype)
 
     def one(before: Array, ts: tuple[Array, Array]):
         a, b = ts
@@ -99,9 +100,10 @@ def look_around(
 
     _, (values, signed, slopes, changes, finite) = lax.scan(one, gradient, (along, forward))
     size = jnp.linalg.norm(gradient if free is None else free * gradient)
-    value_noise = jnp.maximum(_noise(values[:ALONG]), eps * jnp.abs(at.value) / 4)
-    grad_noise = jnp.maximum(_noise(signed[:ALONG]), eps * size / 4)
-    wide, close = changes[ALONG + 1], changes[ALONG + 3]
+    value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
+    value_noise = jnp.maximum(value_noise, eps * jnp.abs(at.value) / 4)
+    grad_noise = jnp.maximum(_noise(signed, changes[1:ALONG]), eps * size / 4)
+    wide, close = changes[2 * ALONG + 1], changes[2 * ALONG + 3]
     # as h to a power below 0.4; a smooth gradient changes as h, a kink's as h^0
     jumps = (close > wide * (fine / coarse) ** 0.4) & (close > JUMP * grad_noise)
     start = jnp.vdot(newton, gradient, precision=HIGHEST)
@@ -112,9 +114,7 @@ def look_around(
     return near, Counts(grad=POINTS)
 
 
-def _direction(
-    x: Array, free: Array | None, box: Box | None, key: Key
-) -> tuple[Array, Array]:
+def _direction(x: Array, free: Array | None, box: Box | None, key: Key) -> tuple[Array, Array]:
     """Random signs, and a step of every parameter's own size, away from a bound near by."""
     signs = jax.random.rademacher(key, x.shape, x.dtype)
     typical = jnp.linalg.norm(x) / max(x.size, 1) ** 0.5
@@ -130,9 +130,18 @@ def _direction(
     return signs, moved if free is None else free * moved
 
 
-def _noise(values: Array) -> Scalar:
-    found = [
-        jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
-    ]
-    least = jnp.min(jnp.stack(found))
-    return jnp.where(jnp.isfinite(least), least, 0)
+def _noise(values: Array, changes: Array) -> Scalar:
+    """The standard deviation of the error of values on two scales, the second where the first is so
+    small that half of the values do not even change.
+    """
+
+    def of(values: Array) -> Scalar:
+        found = [
+            jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
+        ]
+        least = jnp.min(jnp.stack(found))
+        return jnp.where(jnp.isfinite(least), least, 0)
+
+    stuck = jnp.sum(changes == 0) * 2 >= changes.size
+    small, large = of(values[:ALONG]), of(values[ALONG : 2 * ALONG])
+    return jnp.where(stuck, jnp.maximum(small, large), small)
