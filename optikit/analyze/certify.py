@@ -52,7 +52,7 @@ def certify(
     Returns: a Certificate; `print` it for the statement in words. Cost: 21 grads (20 to measure
       rounding noise, kinks and the slope along the Newton step) and one hessian up to 1000
       parameters, else 22 grads and `num_products` hvps; 33 values for a way out. Where a basis of
-      `num_products` vectors would have more than 2^26 numbers, about ten vectors of memory and up
+      `num_products` vectors would have more than 2^26 numbers, about 15 vectors of memory and up
       to three times the products.
 
     A minimum, saddle or maximum is what derivatives say in the function's own precision: errors of

@@ -158,7 +158,10 @@ def _few_vectors(
     confidence: Scalar | float,
     rows: int,
 ) -> tuple[Evidence, Counts]:
-    """The same from recurrences alone; half as many products go to the gradient."""
+    """The same from recurrences alone; half as many products go to the gradient.
+
+    `lowest` and `step` are one vector: the first where there is negative curvature, else the second.
+    """
     n = gradient.size
     alphas, betas = recurrence(product, noise, num_products)
     values, vectors = _tridiagonal(alphas, betas)
@@ -166,12 +169,6 @@ def _few_vectors(
     flat = threshold(values)
     lower = lower_bound(alphas, betas, n, confidence)
     bent = values[0] < -flat
-    lowest = lax.cond(
-        bent,
-        lambda: combined(product, noise, alphas, betas, vectors[:, 0]),
-        lambda: jnp.zeros_like(noise),
-    )
-    lowest = lowest / _norm(lowest)
     short = max(num_products // 2, 1)
     size = jnp.linalg.norm(gradient)
     toward = gradient / _norm(gradient)
@@ -179,11 +176,17 @@ def _few_vectors(
     sizes, turned = _tridiagonal(diagonal, off)
     along = size * turned[0]
     inner = jnp.matmul(turned, divided(along, jnp.abs(sizes), flat), precision=HIGHEST)
-    step = -combined(product, toward, diagonal, off, inner)
-    spent = num_products + 2 * short + jnp.where(bent, num_products, 0)
+    # only one of them is of use: where the curvature is negative the Newton step says nothing
+    main = lax.cond(
+        bent,
+        lambda: combined(product, noise, alphas, betas, vectors[:, 0]),
+        lambda: -combined(product, toward, diagonal, off, inner),
+    )
+    main = main / jnp.where(bent, _norm(main), 1)
+    spent = num_products + short + jnp.where(bent, num_products, short)
     # copies of converged eigenvalues appear without orthogonality: one negative is all that is sure
     found = Evidence(
-        values, errors, along, sizes, lowest, step, jnp.zeros((0 * rows, n), noise.dtype), flat,
+        values, errors, along, sizes, main, main, jnp.zeros((0 * rows, n), noise.dtype), flat,
         lower, values[0], values[-1], bent.astype(jnp.int32),
         jnp.any(jnp.abs(values) + errors <= flat).astype(jnp.int32),
     )  # fmt: skip

@@ -50,16 +50,20 @@ def way_out(
     newton = s.step / jnp.where(size > 0, size, 1)
     steepest = -gradient / jnp.where(steep > 0, steep, 1)
     lined = jnp.where(bent, downhill, jnp.where(size > 0, newton, steepest))
-    candidates = jnp.concatenate([lined[None], _mixed(s.rows, key)])
+    several = s.rows.shape[0] > 0
+    candidates = jnp.concatenate([lined[None], _mixed(s.rows, key)]) if several else lined[None]
     of_line = (np.zeros(len(LENGTHS), np.int32), LENGTHS)
-    of_flat = _across(candidates.shape[0] - 1) if len(candidates) > 1 else of_line
+    of_flat = _across(candidates.shape[0] - 1) if several else of_line
     spread = ~bent & (degenerate | ((size == 0) & (steep == 0)))
     index = jnp.where(spread, jnp.asarray(of_flat[0]), jnp.asarray(of_line[0]))
     lengths = jnp.where(spread, jnp.asarray(of_flat[1], dtype), jnp.asarray(of_line[1], dtype))
     lengths = lengths * reach
 
+    def direction(i: Array) -> Array:
+        return candidates[i] if several else lined
+
     def point(i: Array, t: Array) -> Params:
-        moved = tree.add_scaled(params, t, unravel(candidates[i]))
+        moved = tree.add_scaled(params, t, unravel(direction(i)))
         return moved if box is None else box.project(moved)
 
     def look() -> tuple[Array, Scalar, Scalar]:
@@ -73,7 +77,7 @@ def way_out(
     noise = jnp.maximum(4 * tree.eps(dtype) * jnp.abs(at.value), 3 * near.value_noise)
     found = gain > noise
     shown = searched & (found | bent)
-    vector = candidates[i] * jnp.where(length < 0, -1, 1).astype(dtype)
+    vector = direction(i) * jnp.where(length < 0, -1, 1).astype(dtype)
     return (
         jnp.where(shown, vector, 0),
         tree.where(found, point(i, length), params),
@@ -83,9 +87,7 @@ def way_out(
 
 
 def _mixed(rows: Array, key: Key) -> Array:
-    """Some of the rows, and a random mixture of all; none of none."""
-    if rows.shape[0] == 0:
-        return rows
+    """Some of the rows, and a random mixture of all."""
     weights = jax.random.normal(key, rows.shape[:1], rows.dtype)
     mixture = jnp.matmul(weights, rows, precision=HIGHEST)
     size = jnp.linalg.norm(mixture)
