@@ -160,7 +160,7 @@ def _few_vectors(
 ) -> tuple[Evidence, Counts]:
     """The same from recurrences alone; half as many products go to the gradient.
 
-    `lowest` and `step` are one vector: the first where there is negative curvature, else the second.
+    `lowest` and `step` are one vector: the first where curvature is negative, else the second.
     """
     n = gradient.size
     alphas, betas = recurrence(product, noise, num_products)
