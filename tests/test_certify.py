@@ -245,3 +245,20 @@ def test_lanczos_counts_at_least_the_index():
     assert cert.kind == "saddle"
     assert cert.num_negative == 5
     assert "at least 5" in str(cert)
+
+
+def test_a_negative_eigenvalue_that_hides_makes_no_minimum():
+    """One negative among 1,199 over up to four decades: seen, or not told."""
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        scales = np.linspace(1, 10 ** rng.uniform(0.5, 4), LARGE)
+        scales[7] = -(10 ** rng.uniform(-2, 0))
+        cert = ok.certify(
+            weighted, jnp.zeros(LARGE), (jnp.asarray(scales),), key=jax.random.key(trial)
+        )
+        assert cert.kind in ("saddle", "cannot-tell"), str(cert)
+        assert cert.lower <= scales[7]
+
+
+def weighted(x, scales):
+    return jnp.sum(scales * x**2) / 2
