@@ -103,6 +103,70 @@ def test_a_kink_at_the_point_is_found():
     report = ok.check_derivatives(lambda x: jnp.sum(jnp.abs(x - 0.5)), jnp.asarray(START))
     assert not report
     assert report.index == (0,)
+    assert report.problem == "kink"
+
+
+@pytest.mark.parametrize(
+    "kink",
+    [lambda x: jax.nn.relu(x), lambda x: jnp.maximum(x, 0) - 3 * x, lambda x: 0.1 * jnp.abs(x)],
+    ids=["relu", "maximum", "abs"],
+)
+def test_a_kink_is_told_from_a_wrong_rule(kink, dtype):
+    params = {"a": jnp.ones(2, dtype), "b": jnp.asarray([1.0, 0.0, 2.0], dtype)}
+    report = ok.check_derivatives(lambda p: jnp.sum(p["a"] ** 2) + jnp.sum(kink(p["b"])), params)
+    assert not report
+    assert (report.problem, report.leaf, report.index) == ("kink", "params['b']", (1,))
+    assert "from the left" in str(report)
+    assert "softplus" in str(report)
+
+
+def test_float32_inside_float64_is_found_and_named():
+    def through_single(p):
+        inner = jax.jit(lambda x: x.astype(jnp.float32) ** 2)
+        return jnp.sum(p["a"] ** 2) + jnp.sum(inner(p["b"]).astype(p["a"].dtype))
+
+    params = {"a": jnp.ones(2), "b": jnp.full(3, 0.3)}
+    report = ok.check_derivatives(through_single, params)
+    assert not report
+    assert (report.problem, report.leaf) == ("float32", "params['b']")
+    assert "astype" in str(report)
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    assert ok.check_derivatives(through_single, single)
+
+
+def test_lost_digits_are_found_and_named(dtype):
+    """Most digits of x are lost in (s + x) - s."""
+    big = jnp.asarray(1e5 if dtype == "float32" else 1e9, dtype)
+
+    def cancelling(p, big):
+        return 0 * jnp.sum(p["a"]) + jnp.sum(((big + p["b"]) - big) * jnp.asarray([1, 0], dtype))
+
+    params = {"a": jnp.full(2, 0.3, dtype), "b": jnp.full(2, 0.7, dtype)}
+    report = ok.check_derivatives(cancelling, params, (big,))
+    assert not report
+    assert (report.problem, report.leaf, report.index) == ("precision", "params['b']", (0,))
+    assert report.noise > 1e-9
+    assert "large numbers" in str(report)
+
+
+def test_an_answer_that_changes_is_found():
+    rng = np.random.default_rng(0)
+
+    @jax.custom_jvp
+    def noisy(x):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return x * jax.pure_callback(lambda: np.asarray(rng.normal(), x.dtype), shape)
+
+    @noisy.defjvp
+    def _(primals, tangents):
+        return noisy(*primals), tangents[0]
+
+    report = ok.check_derivatives(
+        lambda p: jnp.sum(p["a"] ** 2) + noisy(p["b"]), {"a": jnp.ones(2), "b": jnp.asarray(2.0)}
+    )
+    assert not report
+    assert report.problem == "non-deterministic"
+    assert "a fixed key" in str(report)
 
 
 def test_a_nan_gradient_behind_where_is_explained():
@@ -111,6 +175,7 @@ def test_a_nan_gradient_behind_where_is_explained():
     )
     assert not report
     assert "jnp.where" in str(report)
+    assert report.problem == "not-finite"
 
 
 def test_one_wrong_entry_among_many_is_found_by_bisection():

@@ -25,6 +25,7 @@ MARKS = {
     Kind.DEGENERATE: "s",
     Kind.NOT_STATIONARY: "|",
     Kind.CANNOT_TELL: "$?$",
+    Kind.NON_SMOOTH: "v",
 }
 """Of certificates, by kind."""
 

@@ -1,6 +1,6 @@
 """Objectives, the oracle that counts their derivatives, and derivatives as public functions."""
 
-from optikit.calculus.check import DerivativeReport, check_derivatives
+from optikit.calculus.check import check_derivatives
 from optikit.calculus.derivatives import (
     Jacobian,
     empirical_fisher,
@@ -15,6 +15,7 @@ from optikit.calculus.derivatives import (
 )
 from optikit.calculus.objective import Objective, black_box, composite, residuals
 from optikit.calculus.oracle import Eval, Oracle, bind
+from optikit.calculus.verdict import DerivativeReport
 
 __all__ = [
     "DerivativeReport",

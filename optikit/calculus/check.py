@@ -3,12 +3,12 @@
 Along a random direction d, the remainder |f(x + h d) - f(x) - h <g, d>| falls as h^2 if g is the
 gradient and as h if it is not; and |g(x + h d) - g(x) - h H d| likewise for the Hessian. The
 observed order is read off the smallest steps whose remainder still stands above rounding noise,
-which is measured, not assumed. Where a test fails, differences find the entry that is wrong.
+which is measured, not assumed. Where a test fails, differences find the entry that is wrong, and
+gradients from either side tell a kink from a wrong rule. Before all this: the same call must give
+the same answer, and a function in double precision must not pass through single.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +16,28 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from optikit.calculus.derivatives import Fun
+from optikit.calculus.narrowing import narrowed
 from optikit.calculus.oracle import bind
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.calculus.verdict import (
+    DerivativeReport,
+    changing,
+    contradicted,
+    entry_name,
+    finding,
+    kinked,
+    locate,
+    narrow_inside,
+    not_finite,
+)
 from optikit.core import Key, Params
 from optikit.core.compiled import jit
 
 DIRECTIONS = 3
 WRONG_BELOW = 1.5  # between the orders of a wrong and of a right derivative
 ABOVE_NOISE = 30.0  # remainders below this many noise levels say nothing
+LOST = 1e4  # rounding units of a value that its noise must exceed to be called a loss of precision
 EVERY_ENTRY = 2048  # up to this many parameters each entry is differenced; beyond, by bisection
-
-
-@dataclasses.dataclass(frozen=True)
-class DerivativeReport:
-    """What `check_derivatives` found; true in a boolean context if both derivatives agree.
-
-    The orders are 2 or more for right derivatives and 1 for wrong ones: gradient_order of the
-    gradient against values, hessian_order of the Hessian against gradients; infinity where the
-    remainder is below the rounding noise at every step, as for a quadratic's Hessian.
-    For a failure, `leaf` and `index` name the entry that disagrees most, `claimed` is what
-    autodiff says there (a gradient entry, or one of H d) and `observed` what differences say.
-    """
-
-    ok: bool
-    gradient_order: float
-    hessian_order: float
-    noise: float
-    leaf: str | None
-    index: tuple[int, ...] | None
-    claimed: float | None
-    observed: float | None
-    message: str
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def check_derivatives(
@@ -66,8 +51,10 @@ def check_derivatives(
 
     Returns: a report; `bool(report)` is the verdict and `print(report)` says it in words. An error
     shows only if it exceeds the rounding noise along a random direction: in float32, one wrong
-    entry among 100,000 may not. Cost: about 100 values, 100 grads and 3 hvps; on failure 2 values
-    per entry, or 4 log2(n) for more than 2048 parameters.
+    entry among 100,000 may not. A narrower type inside a float64 function, lost digits, a kink and
+    an answer that changes from call to call fail it too; see `report.problem`. Cost: about 110
+    values, 100 grads and 3 hvps; on failure 2 values per entry, or 4 log2(n) for more than 2048
+    parameters.
 
     Raises:
       TypeError: fun is not scalar, or a parameter not floating point.
@@ -110,8 +97,20 @@ def check_derivatives(
     base = float(door.value(params))
     g = gradient(flat)
     if not np.isfinite(base) or not bool(jnp.all(jnp.isfinite(g))):
-        return _not_finite(params, base, g)
-    noise = _noise_level(along, flat, keys[0])
+        return not_finite(params, base, g)
+    again = float(door.value(params)), gradient(flat)
+    if _changed(base, g, *again, flat):
+        return changing(params, base, g, *again)
+    narrow = narrowed(objective, params, args)
+    if narrow:
+        return narrow_inside(params, narrow)
+    d = _direction(keys[0], flat)
+    noise = _noise_level(along, flat, d)
+    kink = _kink(gradient, flat, d)
+    if kink is not None:
+        return kinked(params, kink, float(g[kink[0]]))
+    if noise > max(1e-300, LOST * float(jnp.finfo(flat.dtype).eps) * _size(along, d, base, flat)):
+        return _lost(params, along, flat, noise, base)
     trials = []
     for one in keys:
         d = _direction(one, flat)
@@ -125,12 +124,14 @@ def check_derivatives(
     if gradient_order < WRONG_BELOW:
         entry, observed = _worst_gradient_entry(along, at_entry, flat, g)
         if _differs(float(g[entry]), observed, float(jnp.max(jnp.abs(g))), noise, flat):
-            return _failure("gradient", params, entry, float(g[entry]), observed, orders, noise)
+            claim = float(g[entry]), observed
+            return contradicted("gradient", params, entry, *claim, orders, noise)
     if hessian_order < WRONG_BELOW:
         _, _, d, hd = min(trials, key=lambda t: t[1])
         entry, observed = _worst_product_entry(gradient, flat, d, hd)
         if _differs(float(hd[entry]), observed, float(jnp.max(jnp.abs(hd))), 0.0, flat):
-            return _failure("Hessian", params, entry, float(hd[entry]), observed, orders, noise)
+            claim = float(hd[entry]), observed
+            return contradicted("Hessian", params, entry, *claim, orders, noise)
     message = (
         f"gradient and Hessian agree with the function: observed orders {gradient_order:.2f} and "
         f"{hessian_order:.2f} (2 expected, 1 if wrong), rounding noise {noise:.1e}."
@@ -145,16 +146,60 @@ def _direction(key: Key, flat: jax.Array) -> jax.Array:
     return d / jnp.linalg.norm(d) * jnp.maximum(1, jnp.linalg.norm(flat))
 
 
-def _noise_level(along, flat, key) -> float:
-    """The standard deviation of f's rounding error, from fourth differences along a line."""
+def _noise_level(along, flat, d) -> float:
+    """The standard deviation of f's rounding error, from fourth differences along a line.
+
+    In float64 on two scales: rounding far coarser than its own does not show on the finest. In
+    float32 the wider one, on which smooth functions change too, counts where values do not change.
+    """
     eps = float(jnp.finfo(flat.dtype).eps)
-    points = 12
-    offsets = jnp.arange(points, dtype=flat.dtype) * (8 * eps**0.75)
-    values = np.asarray(along(_direction(key, flat), offsets), float)
-    fourth = np.diff(values, n=4)
+    found = eps * 0.0
+    for step in (8 * eps**0.75, 8 * eps**0.5):
+        offsets = jnp.arange(12, dtype=flat.dtype) * step
+        values = np.asarray(along(d, offsets), float)
+        found = max(found, np.sqrt(np.mean(np.diff(values, n=4) ** 2) / 70))
+        if flat.dtype.itemsize <= 4 and np.count_nonzero(np.diff(values) == 0) < 6:
+            break
+    return float(max(found, eps * abs(values[0]) / 4, np.finfo(float).tiny))
+
+
+def _size(along, d, base: float, flat) -> float:
+    """How large the function is: its value, or how much it changes over a step."""
+    steps = jnp.asarray([-0.25, 0.25], flat.dtype)
+    values = np.asarray(along(d, steps), float)
     return float(
-        max(np.sqrt(np.mean(fourth**2) / 70), eps * abs(values[0]) / 4, np.finfo(float).tiny)
+        max(abs(base), np.max(np.abs(values - base), initial=0, where=np.isfinite(values)))
     )
+
+
+def _kink(gradient: Callable, flat, d) -> tuple[int, float, float] | None:
+    """The entry of the gradient that jumps most, and its values before and after; if one does.
+
+    What is smooth changes as much beside the point as across it, however small the step.
+    """
+    eps = float(jnp.finfo(flat.dtype).eps)
+    found = None
+    for h in (eps ** (5 / 8), eps ** (3 / 4)):
+        points = [gradient(flat + jnp.asarray(t * h, flat.dtype) * d) for t in (-3, -1, 1, 3)]
+        far, left, right, further = (np.asarray(g, float) for g in points)
+        across = np.linalg.norm(right - left)
+        beside = max(np.linalg.norm(left - far), np.linalg.norm(further - right))
+        least = 100 * eps * max(np.linalg.norm(left), np.linalg.norm(right))
+        if not across > max(10 * beside, least):  # NaN near by included
+            return None
+        entry = int(np.argmax(np.abs(right - left)))
+        found = (entry, float(left[entry]), float(right[entry]))
+        if d[entry] < 0:
+            found = (entry, found[2], found[1])
+    return found
+
+
+def _changed(base: float, g, value: float, grad, flat) -> bool:
+    """Whether a second call answered otherwise, beyond sums in another order."""
+    eps = 100 * float(jnp.finfo(flat.dtype).eps)
+    apart = float(jnp.max(jnp.abs(g - grad), initial=0))
+    scale = float(jnp.max(jnp.abs(g), initial=0))
+    return not (abs(value - base) <= eps * abs(base) and apart <= eps * scale)
 
 
 def _steps(flat) -> np.ndarray:
@@ -232,52 +277,29 @@ def _differs(claimed: float, observed: float, scale: float, noise: float, flat) 
     return not abs(claimed - observed) <= 10 * (noise / step + step**2 * scale)
 
 
-def _locate(params: Params, entry: int) -> tuple[str, tuple[int, ...]]:
-    """The path of the leaf and the index in it of a ravelled entry."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if entry < leaf.size:
-            index = tuple(int(i) for i in np.unravel_index(entry, leaf.shape))
-            return f"params{jax.tree_util.keystr(path)}", index
-        entry -= leaf.size
-    raise IndexError(entry)
-
-
-def _entry_name(leaf: str, index: tuple[int, ...]) -> str:
-    return leaf + (f"[{', '.join(map(str, index))}]" if index else "")
-
-
-def _failure(
-    what: str,
-    params: Any,
-    entry: int,
-    claimed: float,
-    observed: float,
-    orders: tuple[float, float],
-    noise: float,
-) -> DerivativeReport:
-    leaf, index = _locate(params, entry)
-    wrong = orders[0 if what == "gradient" else 1]
-    quantity = "" if what == "gradient" else " of H d"
+def _lost(params: Params, along, flat, noise: float, base: float) -> DerivativeReport:
+    """Which leaf and entry the noise comes with: the one along which it is largest."""
+    first, worst, most = 0, (0, 0), -1.0
+    for leaf in jax.tree.leaves(params):
+        level = _noise_level(along, flat, _along(flat, np.arange(first, first + leaf.size)))
+        if leaf.size and level > most:
+            worst, most = (first, leaf.size), level
+        first += leaf.size
+    entries = range(worst[0], worst[0] + min(worst[1], 64))
+    levels = [_noise_level(along, flat, _along(flat, np.asarray([i]))) for i in entries]
+    leaf, index = locate(params, entries[int(np.argmax(levels))])
+    digits = -np.log10(float(jnp.finfo(flat.dtype).eps))
     message = (
-        f"the {what} does not belong to the function: the Taylor remainder has order {wrong:.2f} "
-        f"(2 expected). Worst entry{quantity}: {_entry_name(leaf, index)}, where autodiff "
-        f"says {claimed:.6g} and differences say {observed:.6g}. Look for a custom derivative "
-        "rule, a stop_gradient, or a kink at this point."
+        f"the function loses precision: its rounding noise is {noise:.1e} at a value of "
+        f"{base:.6g}, where {flat.dtype} has {digits:.0f} digits; most along "
+        f"{entry_name(leaf, index)}. Look for a difference of large numbers (subtract before "
+        "squaring, log1p, expm1, logsumexp), or a narrower type on the way (a callback)."
     )
-    return DerivativeReport(False, *orders, noise, leaf, index, claimed, observed, message)
+    return finding("precision", message, leaf, index, noise=noise)
 
 
-def _not_finite(params: Params, base: float, g: jax.Array) -> DerivativeReport:
-    if not np.isfinite(base):
-        msg = f"the function is {base} at params: derivatives cannot be checked there."
-        raise FloatingPointError(msg)
-    entry = int(jnp.argmin(jnp.isfinite(g)))
-    leaf, index = _locate(params, entry)
-    nan = float("nan")
-    message = (
-        f"the function is finite ({base:.6g}) but its gradient is {float(g[entry])} at "
-        f"{_entry_name(leaf, index)}. Look for sqrt, log, norm or a division at 0 behind "
-        "jnp.where: its untaken branch is differentiated too; make its argument safe with a "
-        "second where."
-    )
-    return DerivativeReport(False, nan, nan, nan, leaf, index, float(g[entry]), None, message)
+def _along(flat, entries: np.ndarray) -> jax.Array:
+    """A step of the whole's size along some entries."""
+    d = np.zeros(flat.size)
+    d[entries] = 1
+    return jnp.asarray(d / np.linalg.norm(d), flat.dtype) * jnp.maximum(1, jnp.linalg.norm(flat))

@@ -1,5 +1,6 @@
 """Inner solvers: how a quadratic model is minimised, and what that costs."""
 
+from optikit.linalg.bracket import lower_bound
 from optikit.linalg.cg import conjugate_gradients
 from optikit.linalg.dense import cholesky
 from optikit.linalg.dogleg import dogleg
@@ -22,6 +23,7 @@ __all__ = [
     "exact",
     "krylov",
     "lanczos",
+    "lower_bound",
     "modified_cholesky",
     "qr",
 ]

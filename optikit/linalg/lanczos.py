@@ -26,6 +26,8 @@ class Ritz(NamedTuple):
         the Gauss quadrature of the start vector's spectral measure).
       coefficients: eigenvectors of T as columns.
       basis: the orthonormal Lanczos vectors as rows.
+      diagonal, off_diagonal: of T; the last of the off-diagonal couples to the vector that would
+        be next, and a zero is where the Krylov space closed.
     """
 
     values: Float[Array, " k"]
@@ -33,6 +35,8 @@ class Ritz(NamedTuple):
     weights: Float[Array, " k"]
     coefficients: Float[Array, "k k"]
     basis: Float[Array, "k n"]
+    diagonal: Float[Array, " k"]
+    off_diagonal: Float[Array, " k"]
 
     def vector(self, i: int) -> Float[Array, " n"]:
         """The i-th Ritz vector."""
@@ -82,4 +86,5 @@ def lanczos(
     t = jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1)
     values, vectors = jnp.linalg.eigh(t)
     last = jnp.where(k == n, 0, betas[-1])  # the whole space leaves no residual
-    return Ritz(values, jnp.abs(last * vectors[-1]), vectors[0] ** 2, vectors, basis)
+    residuals = jnp.abs(last * vectors[-1])
+    return Ritz(values, residuals, vectors[0] ** 2, vectors, basis, alphas, betas)

@@ -1,0 +1,147 @@
+"""What values and gradients near by say of a point: rounding noise, kinks, NaN, and the bracket.
+
+Noise is read off high differences along a random line, where what is smooth has cancelled: the
+k-th difference of independent errors of variance s^2 has the variance (2k choose k) s^2. The
+gradient enters by its product with random signs, whose error has the size of the gradient's in the
+Euclidean norm. A gradient that differs between x + h d and x - h d as much for a smaller h as for a
+larger one jumps at x. Along the Newton step s, the slopes at x, x + s and x + 2 s must rise where
+the function is convex, and change sign around a minimum.
+
+Reference: Moré & Wild (2011), "Estimating computational noise".
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from optikit.calculus import Eval, Objective, bind
+from optikit.core import Counts, Key, Params, Scalar, tree
+from optikit.core.box import Box
+from optikit.core.tree import HIGHEST
+
+ALONG = 7
+"""Points on each of the two scales of the line on which noise is measured."""
+
+ORDERS = (4, 5, 6)
+"""Orders of the differences; the least of their answers is taken, as smooth parts only add."""
+
+JUMP = 30.0
+"""Times the noise that a change of the gradient must be to count as a jump."""
+
+POINTS = 2 * ALONG + 6
+
+
+class Neighbourhood(NamedTuple):
+    """Near a point, in the function's own precision.
+
+    Attributes:
+      value_noise: the standard deviation of the values' rounding error.
+      grad_noise: that of the gradient's, in the Euclidean norm.
+      finite: whether all values and gradients were.
+      smooth: whether the gradient does not jump at the point.
+      convex: whether the slope along the Newton step rises, to within noise, and changes sign.
+    """
+
+    value_noise: Scalar
+    grad_noise: Scalar
+    finite: Bool[Array, ""]
+    smooth: Bool[Array, ""]
+    convex: Bool[Array, ""]
+
+
+def look_around(
+    objective: Objective,
+    params: Params,
+    args: tuple,
+    at: Eval,
+    newton: Float[Array, " n"],
+    free: Float[Array, " n"] | None,
+    box: Box | None,
+    key: Key,
+) -> tuple[Neighbourhood, Counts]:
+    """The neighbourhood of params, from 20 gradients one after another and three vectors.
+
+    Args:
+      newton: the Newton step, in which the bracket is looked for.
+      free: ones where a parameter may move, zeros where a bound holds it.
+    """
+    x, unravel = ravel_pytree(params)
+    gradient = ravel_pytree(at.grad)[0]
+    dtype = x.dtype
+    eps = tree.eps(dtype)
+    door = bind(objective, args)
+    signs, d = _direction(x, free, box, key)
+    count = np.arange(1, ALONG + 1)
+    noisy = [*(2 * eps**0.5 * count), *(2 * eps**0.25 * count)]
+    coarse, fine = eps ** (5 / 8), eps ** (3 / 4)
+    along = jnp.asarray([*noisy, -coarse, coarse, -fine, fine, 0, 0], dtype)
+    forward = jnp.asarray([0.0] * (2 * ALONG + 4) + [1.0, 2.0], dtype)
+
+    def one(before: Array, ts: tuple[Array, Array]):
+        a, b = ts
+        point = unravel(x + a * d + b * newton)
+        found = door.value_and_grad(point if box is None else box.project(point))
+        g = ravel_pytree(found.grad)[0]
+        g = g if free is None else free * g
+        outcome = (
+            found.value,
+            jnp.vdot(signs, g, precision=HIGHEST),
+            jnp.vdot(newton, g, precision=HIGHEST),
+            jnp.linalg.norm(g - before),
+            jnp.isfinite(found.value) & jnp.all(jnp.isfinite(g)),
+        )
+        return g, outcome
+
+    _, (values, signed, slopes, changes, finite) = lax.scan(one, gradient, (along, forward))
+    size = jnp.linalg.norm(gradient if free is None else free * gradient)
+    value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
+    value_noise = jnp.maximum(value_noise, eps * jnp.abs(at.value) / 4)
+    grad_noise = jnp.maximum(_noise(signed, changes[1:ALONG]), eps * size / 4)
+    wide, close = changes[2 * ALONG + 1], changes[2 * ALONG + 3]
+    # as h to a power below 0.4; a smooth gradient changes as h, a kink's as h^0
+    jumps = (close > wide * (fine / coarse) ** 0.4) & (close > JUMP * grad_noise)
+    start = jnp.vdot(newton, gradient, precision=HIGHEST)
+    middle, end = slopes[-2], slopes[-1]
+    slack = 3 * grad_noise * jnp.linalg.norm(newton)
+    rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -slack)
+    near = Neighbourhood(value_noise, grad_noise, jnp.all(finite), ~jumps, rises)
+    return near, Counts(grad=POINTS)
+
+
+def _direction(x: Array, free: Array | None, box: Box | None, key: Key) -> tuple[Array, Array]:
+    """Random signs, and a step of every parameter's own size, away from a bound near by."""
+    signs = jax.random.rademacher(key, x.shape, x.dtype)
+    typical = jnp.linalg.norm(x) / max(x.size, 1) ** 0.5
+    typical = jnp.where(typical > float(jnp.finfo(x.dtype).tiny) ** 0.5, typical, 1)
+    length = jnp.maximum(jnp.abs(x), typical)
+    if box is not None:
+        below = x - ravel_pytree(box.lower)[0]
+        above = ravel_pytree(box.upper)[0] - x
+        bounded = jnp.isfinite(below) | jnp.isfinite(above)
+        signs = jnp.where(bounded, jnp.where(below < above, 1, -1).astype(x.dtype), signs)
+        length = jnp.minimum(length, jnp.maximum(below, above))
+    moved = signs * length
+    return signs, moved if free is None else free * moved
+
+
+def _noise(values: Array, changes: Array) -> Scalar:
+    """The standard deviation of the error of values on two scales, the second where the first is so
+    small that half of the values do not even change.
+    """
+
+    def of(values: Array) -> Scalar:
+        found = [
+            jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
+        ]
+        least = jnp.min(jnp.stack(found))
+        return jnp.where(jnp.isfinite(least), least, 0)
+
+    stuck = jnp.sum(changes == 0) * 2 >= changes.size
+    small, large = of(values[:ALONG]), of(values[ALONG : 2 * ALONG])
+    return jnp.where(stuck, jnp.maximum(small, large), small)
