@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import optikit as ok
+from optikit.analyze.predict import cg_iterations, descent_steps
 from optikit.analyze.prices import oracle_prices
 from optikit.analyze.probe import probe
+from optikit.solve import choose
 
 N = 12
 RNG = np.random.default_rng(0)
@@ -75,3 +77,94 @@ def test_what_would_take_too_long_is_not_priced():
         ok.calculus.black_box(lambda x: jnp.sum(x**2)), jnp.zeros(2001), (), seconds=0.01
     )
     assert not {"hessian", "cholesky", "eigh"} & set(found)
+
+
+# --- predictions ---------------------------------------------------------------------------------
+
+
+def test_iterations_of_conjugate_gradients_are_theirs():
+    nodes = np.geomspace(1e-2, 1, 30)
+    weights = np.full(30, 1 / 30)
+    r = p = np.sqrt(weights)
+    x, done = np.zeros(30), 0
+    while np.linalg.norm(r) > 1e-3:
+        step = (r @ r) / (p @ (nodes * p))
+        after = r - step * nodes * p
+        p, r, x, done = after + (after @ after) / (r @ r) * p, after, x + step * p, done + 1
+    found = cg_iterations(nodes, weights, 1e-3)
+    assert done - 1 < found <= done
+
+
+def test_steps_of_gradient_descent_are_theirs():
+    nodes, weights = np.array([0.1, 0.4, 1.0]), np.array([0.2, 0.3, 0.5])
+    steps = descent_steps(nodes, weights, 1e-4)
+    left = np.sqrt(np.sum(weights * (1 - nodes) ** (2 * steps)))
+    assert left == pytest.approx(1e-4, rel=1e-6)
+
+
+def test_more_accuracy_and_worse_conditioning_never_take_fewer_steps():
+    weights = np.full(8, 1 / 8)
+    for steps in (cg_iterations, descent_steps):
+        by_accuracy = [steps(np.linspace(0.01, 1, 8), weights, 10.0**-k) for k in range(1, 20)]
+        assert by_accuracy == sorted(by_accuracy)
+        by_condition = [steps(np.linspace(low, 1, 8), weights, 1e-2) for low in (0.5, 0.1, 1e-3)]
+        assert by_condition == sorted(by_condition)
+
+
+@pytest.fixture(scope="module")
+def advice():
+    return ok.advise(
+        LOGISTIC, jnp.zeros(N), (ROWS, LABELS), methods=["newton", "lbfgs", "gradient-descent"],
+        seconds=0.2, rehearsals=2,
+    )  # fmt: skip
+
+
+def test_what_was_rehearsed_to_the_end_is_what_a_solve_takes(advice):
+    by = {p.method: p for p in advice.predictions}
+    assert sum(p.source == "spectrum" for p in by.values()) == 1
+    for name in ("newton", "lbfgs"):
+        if by[name].source == "rehearsed":
+            sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method=name)
+            assert by[name].steps == int(sol.steps)
+    assert by["newton"].source == "rehearsed"  # the usual choice of a linear model is always tried
+    assert [p.seconds for p in advice.predictions] == sorted(p.seconds for p in advice.predictions)
+    assert advice.method == advice.predictions[0].method
+    assert advice.near.grad_norm < advice.start.grad_norm
+    text = str(advice)
+    for word in ("take", "newton", "lbfgs", "gradient-descent", "cholesky", "condition"):
+        assert word in text
+
+
+def test_minimize_by_advice_says_why_and_asks_once(monkeypatch, advice):
+    calls = []
+    monkeypatch.setattr(choose, "_ADVISED", type(choose._ADVISED)())
+    monkeypatch.setattr("optikit.analyze.advise", lambda *a, **k: calls.append(a) or advice)
+    for _ in range(2):
+        sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method="advise")
+        assert sol.success
+        assert sol.method == advice.method
+        assert sol.reason == advice.reason
+    assert len(calls) == 1
+
+
+def test_a_rehearsal_that_is_cut_off_is_extrapolated_and_one_that_fails_says_so():
+    def bowl(x, sign):
+        return sign * jnp.sum(jnp.geomspace(1e-4, 1, 6) * x**2)
+
+    start, how = jnp.ones(6), {"methods": ["gradient-descent"], "rehearsals": 1}
+    only = ok.advise(bowl, start, (1.0,), seconds=1e-6, **how).predictions[0]
+    assert only.source == "extrapolated"
+    assert only.steps > 16
+    # no minimum: it runs off to -infinity, in 16 steps or in the 64 that there is time for
+    downhill = ok.advise(bowl, start, (-1.0,), seconds=0.05, **how)
+    assert downhill.predictions[0].source == "failed"
+    assert "without convergence" in downhill.reason
+
+
+def test_mistakes_raise():
+    with pytest.raises(ValueError, match="no law"):
+        ok.advise(lambda x: jnp.sum(x**2), jnp.ones(2), methods=["adam"])
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.jit(lambda x: ok.advise(lambda y: jnp.sum(y**2), x).accuracy)(jnp.ones(2))
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.jit(lambda x: ok.minimize(lambda y: jnp.sum(y**2), x, method="advise"))(jnp.ones(2))
