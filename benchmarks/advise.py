@@ -25,7 +25,7 @@ import numpy as np
 from common import save
 
 import optikit as ok
-from optikit.analyze.predict import APPROACH, LAWS, Law, hardness_of
+from optikit.analyze.predict import APPROACH, LAWS, Hardness, Law, hardness_of
 from optikit.analyze.probe import probe
 from optikit.calculus.objective import residual_vector
 from optikit.calculus.validate import as_objective
@@ -37,6 +37,8 @@ MOST_STEPS, SLOW = 20_000, 5.0
 
 SECONDS = 3.0
 """For an advice."""
+
+HARDNESSES: tuple[Hardness, ...] = ("cg", "descent", "newton")
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("quadratic", {"n": 50, "condition": 1e3}),
@@ -101,7 +103,7 @@ def measured(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     reduction = min(target / first.grad_norm, 0.5)
     return {
         "name": problem.description, "family": name, "solves": solves,
-        "hardness": {k: hardness_of(k, near, reduction) for k in ("cg", "descent", "newton")},
+        "hardness": {k: hardness_of(k, first, near, reduction) for k in HARDNESSES},
         "n": tree.size(start), "problem": (objective, start, args),
     }  # fmt: skip
 
@@ -140,7 +142,7 @@ def judged(problem: dict[str, Any], advice: ok.Advice) -> dict[str, Any]:
     solves = problem["solves"]
     times = {m: s["seconds"] for m, s in solves.items() if s["converged"]}
     best = min(times, key=times.__getitem__)
-    lost = times.get(advice.method, math.inf) / times[best]
+    lost = times[advice.method] / times[best] if advice.method in times else None
     ratios = {
         p.method: p.seconds / times[p.method]
         for p in advice.predictions
@@ -152,7 +154,7 @@ def judged(problem: dict[str, Any], advice: ok.Advice) -> dict[str, Any]:
         if p.method in times and solves[p.method]["steps"]
     }
     sources = {p.method: p.source for p in advice.predictions}
-    return {"chosen": advice.method, "best": best, "lost": lost, "ratios": ratios,
+    return {"chosen": advice.method, "best": best, "lost": lost, "seconds": times, "ratios": ratios,
             "steps": steps, "sources": sources}  # fmt: skip
 
 
@@ -163,10 +165,13 @@ def share(values: list[float], within: float) -> float:
 
 def summed_up(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     """One line of the study."""
-    lost = [f["lost"] for f in found]
+    lost = [f["lost"] for f in found if f["lost"] is not None]
     everything = [r for f in found for r in f["ratios"].values()]
     chosen = [f["ratios"][f["chosen"]] for f in found if f["chosen"] in f["ratios"]]
     steps = [r for f in found for r in f["steps"].values()]
+    slow = [
+        f["ratios"][m] for f in found for m in f["ratios"] if f["seconds"][m] >= 1e-3
+    ]  # a quicker solve is mostly the call
     by_source = {
         s: [r for f in found for m, r in f["ratios"].items() if f["sources"][m] == s]
         for s in ("spectrum", "extrapolated", "rehearsed")
@@ -174,11 +179,13 @@ def summed_up(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": name,
         "problems": len(found),
-        "chosen_within_1.5x": float(np.mean([x <= 1.5 for x in lost])),
+        "chosen_within_1.5x": sum(x <= 1.5 for x in lost) / len(found),
         "chosen_worst": max(lost),
+        "chosen_failed": len(found) - len(lost),
         "best_chosen": float(np.mean([f["chosen"] == f["best"] for f in found])),
         "chosen_predicted_within_3x": share(chosen, 3),
         "all_predicted_within_3x": share(everything, 3),
+        "predicted_above_1_ms_within_3x": share(slow, 3),
         "steps_within_3x": share(steps, 3),
         "predicted_within_3x_by_source": {s: share(v, 3) for s, v in by_source.items() if v},
         "predictions_by_source": {s: len(v) for s, v in by_source.items()},

@@ -140,7 +140,7 @@ def advise(
         "residuals": stage.residuals(), "itemsize": dtype.itemsize, "overhead": overhead,
         "call": call,
     }  # fmt: skip
-    found = {name: predicted(name, near, reduction, prices, **common) for name in names}
+    found = {name: predicted(name, start, near, reduction, prices, **common) for name in names}
     order = sorted(names, key=lambda name: found[name].seconds)
     # the structure of a model may make a method cheaper than its parts: choose() knows it
     usual = choose(subject, params, args)[0]

@@ -7,7 +7,9 @@ measured quadratic model, the Hessian near the solution and how the gradient lie
   quadrature; for nonlinear conjugate gradients and quasi-Newton methods, which do the same on
   quadratics, and for the Hessian products that truncated Newton methods make in all.
 - `descent`: steps of gradient descent with the step 1 / largest eigenvalue.
-- `newton`: log2 log2 of the reduction asked: the quadratic end. What comes before is in the factor.
+- `newton`: log2 log2 of the reduction asked, the quadratic end, times 1 + bend. The bend is how far
+  from quadratic the function is: the logarithm of the decrease that a few steps found over the one
+  that the model at the start promised.
 
 The factors and powers are fitted by `benchmarks/advise.py` on problems of `optikit.problems`, and
 `error` is how far off the seconds of a problem held out from the fit were, in four cases of five.
@@ -149,15 +151,26 @@ def _positive(nodes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     return nodes[keep], weights[keep]
 
 
-def hardness_of(kind: Hardness, near: Probe, reduction: float) -> float:
+def hardness_of(kind: Hardness, start: Probe, near: Probe, reduction: float) -> float:
     """The number that a method's steps follow from; at least 1."""
     if kind == "cg":
         found = cg_iterations(near.nodes, near.weights, reduction)
     elif kind == "descent":
         found = descent_steps(near.nodes, near.weights, reduction)
     else:
-        found = math.log2(2 + math.log2(1 / min(reduction, 0.5)))
+        found = math.log2(2 + math.log2(1 / min(reduction, 0.5))) * (1 + bend(start, near))
     return max(found, 1.0)
+
+
+def bend(start: Probe, near: Probe) -> float:
+    """How far from its quadratic model at the start the function is, 0 to 5.
+
+    5 too where the model has no minimum: the start is not convex.
+    """
+    gained = start.value - near.value
+    if not (gained > 0 and 0 < start.decrease < math.inf):
+        return 5.0 if gained > 0 else 0.0
+    return min(abs(math.log(gained / start.decrease)), 5.0)
 
 
 def step_seconds(
@@ -214,6 +227,7 @@ def state_bytes(method: str, n: int, residuals: int, itemsize: int) -> float:
 
 def predicted(
     method: str,
+    start: Probe,
     near: Probe,
     reduction: float,
     prices: Mapping[str, Price],
@@ -226,13 +240,16 @@ def predicted(
     """What the method's law says.
 
     Args:
-      near: a probe near the solution. reduction: of the gradient, that is asked for.
+      start, near: probes at the start and near the solution.
+      reduction: of the gradient, that is asked for.
       residuals: their number, for the least-squares methods.
       overhead, call: seconds beside the oracles' of a step, and of a solve without steps.
     """
     law = LAWS[method]
-    steps = min(law.factor * hardness_of(law.hardness, near, reduction) ** law.power, float(MOST))
-    inner = hardness_of("cg", near, max(reduction, 1e-16))
+    steps = min(
+        law.factor * hardness_of(law.hardness, start, near, reduction) ** law.power, float(MOST)
+    )
+    inner = hardness_of("cg", start, near, max(reduction, 1e-16))
     products = min(max(inner / math.sqrt(steps), 1.0), 2.0 * near.size, 500.0)
     each = step_seconds(method, prices, near.size, overhead, products)
     return Prediction(

@@ -37,6 +37,7 @@ class Probe(NamedTuple):
       weights: (k,) shares of the squared gradient that lie there; they sum to 1.
       errors: (k,) a true eigenvalue lies within this distance of each node.
       size: the number of parameters; with k nodes of as many parameters, all eigenvalues are known.
+      decrease: g' H^-1 g / 2, what the quadratic model promises; infinite where it has no minimum.
       noise_scale: tr(covariance of example gradients) / |g|^2 in examples: batches much smaller
         than that are mostly noise. None for an objective that has no examples.
     """
@@ -47,6 +48,7 @@ class Probe(NamedTuple):
     weights: np.ndarray
     errors: np.ndarray
     size: int
+    decrease: float
     noise_scale: float | None = None
 
     @property
@@ -111,11 +113,13 @@ def probe(
       [2.0, 4.0, 6.0]
     """
     found = _probe(params, args, objective=objective, num_products=num_products)
-    value, largest, nodes, weights, errors = (np.asarray(x, np.float64) for x in found)
+    value, largest, length, nodes, weights, errors = (np.asarray(x, np.float64) for x in found)
+    convex = nodes[0] > 0
+    decrease = float(length**2 * np.sum(weights / nodes) / 2) if convex else np.inf
     noise = _noise_scale(objective, params, args)
     return Probe(
-        float(value), float(largest), nodes, weights, errors, tree.size(params), noise
-    )  # fmt: skip
+        float(value), float(largest), nodes, weights, errors, tree.size(params), decrease, noise
+    )
 
 
 @functools.partial(jit, static_argnames=("objective", "num_products"))
@@ -130,7 +134,8 @@ def _probe(params, args, *, objective, num_products) -> tuple[Array, ...]:
     start = jnp.where(usable, flat, jax.random.normal(key, flat.shape, flat.dtype))
     start = start / jnp.max(jnp.abs(start))  # its square neither overflows nor vanishes
     ritz = lanczos(lambda v: tree.ravel(mv(unravel(v))), start, num_products, key)
-    return at.value, tree.max_abs(at.grad), ritz.values, ritz.weights, ritz.residuals
+    largest, length = tree.max_abs(at.grad), tree.norm(at.grad)
+    return at.value, largest, length, ritz.values, ritz.weights, ritz.residuals
 
 
 def _noise_scale(objective: Objective, params: Params, args: tuple) -> float | None:
