@@ -25,6 +25,9 @@ from optikit.solve.solution import default_tolerance
 FIRST, GROWTH = 16, 4
 """Steps of a method's first rehearsal, and how many times more each further one takes."""
 
+LONG = 0.5
+"""Seconds of a run that is not repeated: a shorter one may have met another tenant of the cores."""
+
 REHEARSED, EXTRAPOLATED = 1.5, 3.0
 """Factors within which predictions from rehearsals lie; see `benchmarks/advise.py`."""
 
@@ -104,7 +107,8 @@ def advise(
       key: for methods that draw random numbers.
 
     Raises:
-      ValueError: a method without a law; a call under `jit` or `vmap`, which cannot measure.
+      ValueError: a method without a law; a start where the objective or its gradient is not finite;
+        a call under `jit` or `vmap`, which cannot measure.
       TypeError: as `minimize` does.
 
     Example:
@@ -127,6 +131,9 @@ def advise(
 
     prices = oracle_prices(subject, params, args, seconds=seconds / 3)
     start = probe(subject, params, args)
+    if not math.isfinite(start.value + start.grad_norm):
+        msg = f"the objective is {start.value} at the start, its gradient {start.grad_norm}."
+        raise ValueError(msg)
     _, call = stage.timed("lbfgs", 0)
     approach, took = stage.timed("lbfgs", APPROACH)
     near = probe(subject, approach.params, args) if tree.all_finite(approach.grad) else start
@@ -141,6 +148,8 @@ def advise(
         "call": call,
     }  # fmt: skip
     found = {name: predicted(name, start, near, reduction, prices, **common) for name in names}
+    if "lbfgs" in found:  # the approach was its rehearsal
+        found["lbfgs"] = stage.seen(found["lbfgs"], approach, took, APPROACH, start, target)
     order = sorted(names, key=lambda name: found[name].seconds)
     # the structure of a model may make a method cheaper than its parts: choose() knows it
     usual = choose(subject, params, args)[0]
@@ -173,7 +182,7 @@ class _Stage:
             begun = time.perf_counter()
             found = self._run(method, max_steps)
             best = min(best, time.perf_counter() - begun)
-            if best > 0.1:
+            if best > LONG:
                 break
         return found, best
 
@@ -202,17 +211,24 @@ class _Stage:
         begun, steps = time.perf_counter(), FIRST
         while True:
             found, took = self.timed(by_law.method, steps)
-            running = int(found.steps) >= steps and not bool(found.success)
             spent = time.perf_counter() - begun
             # timed runs it up to four times
-            if not running or spent + 4 * GROWTH * took > share:
+            if _ended(found, steps) or spent + 4 * GROWTH * took > share:
                 break
             steps *= GROWTH
+        seen = self.seen(by_law, found, took, steps, start, target)
+        return dataclasses.replace(seen, compile_seconds=compiling)
+
+    def seen(
+        self, by_law: Prediction, found: Solution, took: float, limit: int, start: Probe,
+        target: float,
+    ) -> Prediction:  # fmt: skip
+        """The prediction after a run of at most `limit` steps that took so many seconds."""
         news: dict[str, Any] = {
-            "steps": float(found.steps), "seconds": took, "compile_seconds": compiling,
-            "factor": REHEARSED, "source": "rehearsed",
+            "steps": float(found.steps), "seconds": took, "factor": REHEARSED,
+            "source": "rehearsed",
         }  # fmt: skip
-        if running:
+        if not _ended(found, limit):
             each = took / max(int(found.steps), 1)
             more = _steps_left(by_law, int(found.steps), float(found.grad_norm), start, target)
             news |= {"steps": int(found.steps) + more, "seconds": took + more * each}
@@ -220,6 +236,10 @@ class _Stage:
         elif not bool(found.success):
             news |= {"seconds": math.inf, "factor": math.inf, "source": "failed"}
         return dataclasses.replace(by_law, **news)
+
+
+def _ended(found: Solution, limit: int) -> bool:
+    return bool(found.success) or int(found.steps) < limit
 
 
 def _steps_left(by_law: Prediction, done: int, now: float, start: Probe, target: float) -> float:
