@@ -145,8 +145,8 @@ def descent_steps(nodes: np.ndarray, weights: np.ndarray, reduction: float) -> f
 
 def _positive(nodes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The part of a measure where the Hessian curves upwards, beyond rounding; else a unit."""
-    keep = (nodes > 1e-14 * np.max(np.abs(nodes), initial=0.0)) & (weights > 0)
-    if not keep.any():
+    keep = nodes > 1e-14 * np.max(np.abs(nodes), initial=0.0)
+    if not weights[keep].sum() > 0:
         return np.ones(1), np.ones(1)
     return nodes[keep], weights[keep]
 
