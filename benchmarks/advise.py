@@ -33,10 +33,10 @@ from optikit.calculus.validate import as_objective
 from optikit.core import tree
 from optikit.problems import PROBLEMS
 
-MOST_STEPS, SLOW = 20_000, 5.0
+MOST_STEPS, SLOW = 20_000, 3.0
 """A solve is cut off after that many steps, or about that many seconds."""
 
-SECONDS = 3.0
+SECONDS = 2.0
 """For an advice."""
 
 HARDNESSES: tuple[Hardness, ...] = ("cg", "descent", "newton")

@@ -58,6 +58,7 @@ LAWS: dict[str, Law] = {
     "lbfgs": Law("cg", 2.0, 1.0, 4.0),
     "levenberg-marquardt": Law("newton", 2.0, 1.0, 4.0),
     "newton": Law("newton", 2.0, 1.0, 4.0),
+    "newton-bfgs": Law("newton", 2.0, 1.0, 4.0),
     "newton-cg": Law("newton", 2.0, 1.0, 4.0),
     "nonlinear-cg": Law("cg", 1.5, 1.0, 4.0),
     "trust-region": Law("newton", 2.0, 1.0, 4.0),
@@ -200,6 +201,7 @@ def step_seconds(
         "lbfgs": evaluation + 60 * n * per_number,
         "bfgs": evaluation + 4 * n * n * per_number,
         "newton": evaluation + inside["hessian"] + factor["cholesky"],
+        "newton-bfgs": evaluation + inside["hessian"] + factor["cholesky"],
         "trust-region-exact": evaluation + inside["hessian"] + factor["eigh"],
         "newton-cg": evaluation + inside["grad"] + products * price("hvp"),
         "trust-region": evaluation + inside["grad"] + products * price("hvp"),
@@ -219,6 +221,7 @@ def state_bytes(method: str, n: int, residuals: int, itemsize: int) -> float:
         "trust-region": 8 * n,
         "bfgs": 2 * n**2 + 6 * n,
         "newton": 3 * n**2 + 4 * n,
+        "newton-bfgs": 4 * n**2 + 6 * n,
         "trust-region-exact": 4 * n**2 + 4 * n,
     }
     jacobians = 3.0 * residuals * n + 4 * n
