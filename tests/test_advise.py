@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import optikit as ok
-from optikit.analyze.predict import bend, cg_iterations, descent_steps
-from optikit.analyze.prices import oracle_prices
+from optikit.analyze.predict import LAWS, bend, cg_iterations, descent_steps, predicted
+from optikit.analyze.prices import Price, oracle_prices
 from optikit.analyze.probe import probe
 from optikit.solve import choose
 
@@ -119,6 +119,24 @@ def test_the_bend_is_nothing_on_a_quadratic_and_most_without_convexity(seen):
     assert bend(seen, seen._replace(value=seen.value - 10 * seen.decrease)) > 2
     assert bend(seen._replace(decrease=np.inf), end) == 5
     assert bend(seen, seen) == 0  # nowhere to go
+
+
+def test_every_law_is_of_a_registered_method_and_needs_the_prices_it_says(seen):
+    price = Price(1e-3, 1e6, 1e6)
+    everything = dict.fromkeys(
+        ("dispatch", "value", "grad", "hvp", "hessian", "jacobian", "cholesky", "eigh"), price
+    )
+    without = {k: v for k, v in everything.items() if k not in ("hessian", "cholesky", "eigh")}
+    facts = {"residuals": 40, "itemsize": 8, "overhead": 1e-6, "call": 1e-4}
+    dense = {"newton", "newton-bfgs", "trust-region-exact"}
+    for name in LAWS:
+        assert name in ok.optimizers.OPTIMIZERS
+        found = predicted(name, seen, seen, 1e-8, everything, **facts)
+        assert found.steps >= 1
+        assert 1e-4 < found.seconds < np.inf
+        assert found.bytes >= 8 * N
+        if name in dense:  # what is too large to be priced is too large to be taken
+            assert predicted(name, seen, seen, 1e-8, without, **facts).seconds == np.inf
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,14 @@ def advise(
     way through a curved valley ahead is then not foreseen. Times are those of a machine as busy as
     it is now.
 
+    How far to trust it (`benchmarks/advise.py`, 22 small problems, their families held out, two CPU
+    cores that others used too): the method recommended took at most 1.5 times as long as the best
+    on 86 % of them, and 84 % of all methods' times were foretold within a factor of 3 (70 % of
+    those above a millisecond). By the laws alone the first figure is 59 %: they know the spectrum,
+    not the valleys. Where other tenants slow a dense factorisation, it is timed badly; in one case
+    the method recommended was 77 times off. A worse local minimum, reached sooner, is not held
+    against a method.
+
     Args:
       accuracy: as `tol` of `minimize`, and its default.
       methods: names to choose from; by default all that have a law and suit the problem.
