@@ -77,7 +77,11 @@ def _facts(row: dict[str, Any]) -> str:
              "reached", "tol", "largest_difference", "cases", "digits_6", "digits_8",
              "false_claims", "median_steps", "steps_over_scipy_lm", "problems", "solved", "lowest",
              "unsolved", "fastest_share", "within_2x", "within_10x", "workers", "skipped",
-             "fits_per_second")  # fmt: skip
+             "fits_per_second", "chosen_within_1.5x", "chosen_worst", "chosen_failed",
+             "best_chosen",
+             "chosen_predicted_within_3x", "all_predicted_within_3x", "steps_within_3x",
+             "predicted_above_1_ms_within_3x",
+             "predicted_within_3x_by_source", "predictions_by_source")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 

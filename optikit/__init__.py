@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optikit import losses as losses
     from optikit import optimizers as optimizers
+    from optikit.analyze import Advice as Advice
     from optikit.analyze import Certificate as Certificate
     from optikit.analyze import MultiStart as MultiStart
     from optikit.analyze import ParameterCovariance as ParameterCovariance
     from optikit.analyze import Spectrum as Spectrum
+    from optikit.analyze import advise as advise
     from optikit.analyze import certify as certify
     from optikit.analyze import certify_many as certify_many
     from optikit.analyze import diagonal as diagonal
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Advice": "optikit.analyze",
     "Budget": "optikit.solve",
     "Certificate": "optikit.analyze",
     "Counts": "optikit.core",
@@ -74,6 +77,7 @@ _HOME = {
     "Solution": "optikit.solve",
     "Spectrum": "optikit.analyze",
     "Status": "optikit.core",
+    "advise": "optikit.analyze",
     "as_optax": "optikit.optimizers",
     "black_box": "optikit.calculus",
     "certify": "optikit.analyze",
@@ -109,6 +113,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Advice",
     "Budget",
     "Certificate",
     "Counts",
@@ -123,6 +128,7 @@ __all__ = [
     "Solution",
     "Spectrum",
     "Status",
+    "advise",
     "as_optax",
     "black_box",
     "certify",

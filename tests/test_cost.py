@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optikit as ok
-from optikit.bench.cost import count_cost, mark
+from optikit.core.cost import count_cost, mark
 
 N = 64
 A = jnp.asarray(np.random.default_rng(0).normal(size=(N, N)))

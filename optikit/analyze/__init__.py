@@ -1,13 +1,18 @@
 """What the curvature says about a point, and about the points that many starts lead to."""
 
+from optikit.analyze.advise import Advice, advise
 from optikit.analyze.certificate import Certificate, Kind
 from optikit.analyze.certify import certify, certify_many
 from optikit.analyze.inference import ParameterCovariance, parameter_covariance
 from optikit.analyze.instruments import Eigenpairs, Estimated, diagonal, eigenpairs, trace
 from optikit.analyze.multi_start import MultiStart, multi_start
+from optikit.analyze.predict import Prediction
+from optikit.analyze.prices import Price, oracle_prices
+from optikit.analyze.probe import Probe, probe
 from optikit.analyze.spectrum import Density, Spectrum, spectrum
 
 __all__ = [
+    "Advice",
     "Certificate",
     "Density",
     "Eigenpairs",
@@ -15,13 +20,19 @@ __all__ = [
     "Kind",
     "MultiStart",
     "ParameterCovariance",
+    "Prediction",
+    "Price",
+    "Probe",
     "Spectrum",
+    "advise",
     "certify",
     "certify_many",
     "diagonal",
     "eigenpairs",
     "multi_start",
+    "oracle_prices",
     "parameter_covariance",
+    "probe",
     "spectrum",
     "trace",
 ]

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from optikit.bench import clock
-from optikit.bench.cost import Cost, count_cost, mark
 from optikit.bench.execute import (
     TRACE_ROWS,
     Judge,
@@ -39,6 +38,7 @@ from optikit.bench.replay import Along
 from optikit.bench.snapshot import Snapshot
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Status
+from optikit.core.cost import Cost, count_cost, mark
 from optikit.optimizers import Optimizer
 from optikit.problems import Problem
 from optikit.solve.loop import Progress

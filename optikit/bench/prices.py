@@ -1,112 +1,24 @@
-"""What one call of each oracle costs on this device, in seconds."""
-
-import time
-from collections.abc import Callable
-from typing import Any
+"""What one call of each oracle of a problem costs on this device, in seconds."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
-from optikit.calculus import bind
-from optikit.calculus.objective import residual_vector
-from optikit.core import tree
+from optikit.analyze.prices import calls, products, time_call
+from optikit.calculus.validate import as_objective
 from optikit.problems import Problem
-
-DENSE_UP_TO = 2000
-"""Parameters up to which a dense Hessian or Jacobian is priced."""
 
 
 def prices(problem: Problem, key: jax.Array) -> dict[str, float]:
-    """Seconds (median, warm) of one call, by kind of oracle.
-
-    A product is priced with its linearisation done: the price of a loop of eleven products less
-    that of a loop of one, over ten. "jvp" and "vjp" are those of the residuals; of an objective
-    without residuals "jvp" is the slope along a direction, and a "vjp" is its gradient.
-    """
-    params = problem.start(key)
-    args = problem.args
+    """Seconds (median, warm) of one call, by kind of oracle; see `optikit.analyze.prices`."""
+    params, args = problem.start(key), problem.args
+    objective = as_objective(problem.objective)
     found = {}
-    for kind, function in _calls(problem, params).items():
+    for kind, function in calls(objective, params).items():
         compiled = jax.jit(function)
         found[kind] = time_call(lambda c=compiled: c(params, args))
-    for kind, function in _products(problem).items():
+    for kind, function in products(objective).items():
         compiled = jax.jit(function)
         one, eleven = (
             time_call(lambda c=compiled, n=number: c(params, args, n)) for number in (1, 11)
         )
         found[kind] = max((eleven - one) / 10, 0.0)
     return found
-
-
-def _calls(problem: Problem, params: Any) -> dict[str, Callable]:
-    objective: Any = problem.objective
-    calls: dict[str, Callable] = {
-        "value": lambda p, a: bind(objective, a).value(p),
-        "grad": lambda p, a: _kept(bind(objective, a).value_and_grad(p)),
-    }
-    if tree.size(params) <= DENSE_UP_TO:
-        calls["hessian"] = lambda p, a: bind(objective, a).curvature("hessian", p).dense()
-        if residual_vector(objective) is not None:
-            calls["jacobian"] = lambda p, a: bind(objective, a).residuals_and_jacobian(p)
-    return calls
-
-
-def _kept(at: Any) -> Any:
-    return at.value, at.grad
-
-
-def _products(problem: Problem) -> dict[str, Callable]:
-    """Loops of products, as (params, args, how many) -> something that depends on all of them."""
-    objective: Any = problem.objective
-
-    def curved(curvature: Any) -> Callable:
-        def run(params, args, count):
-            door = bind(objective, args)
-            product = door.curvature(curvature, params).mv
-            start = door.value_and_grad(params).grad
-            return lax.fori_loop(0, count, lambda _, v: product(_unit(v, tree.norm(v))), start)
-
-        return run
-
-    def jacobian(transposed: bool) -> Callable:
-        residual = residual_vector(objective)
-
-        def run(params, args, count):
-            function = residual if residual is not None else bind(objective, args).value
-            at = args if residual is not None else ()
-            if transposed:
-                out, pull = jax.vjp(lambda p: function(p, *at), params)
-                product, v = (lambda u: pull(u)[0]), out
-            else:
-                product = jax.linearize(lambda p: function(p, *at), params)[1]
-                v = bind(objective, args).value_and_grad(params).grad
-            # the same vector again, scaled by what came out, so that each waits for the one before
-            return lax.fori_loop(0, count, lambda _, v: _unit(v, tree.max_abs(product(v))), v)
-
-        return run
-
-    found = {"hvp": curved("hessian"), "jvp": jacobian(transposed=False)}
-    if objective.kind != "black_box":
-        found["ggnvp"] = curved("ggn")
-    if residual_vector(objective) is not None:  # else it is a gradient
-        found["vjp"] = jacobian(transposed=True)
-    return found
-
-
-def _unit(v: Any, size: jax.Array) -> Any:
-    """The direction `v` over a size, so that a chain neither overflows nor vanishes."""
-    return tree.scale(1 / jnp.where(size > 0, size, 1), v)
-
-
-def time_call(function: Callable[[], Any], *, seconds: float = 0.1, least: int = 5) -> float:
-    """Median seconds of a synchronised call, over at least `least` calls and about `seconds`."""
-    jax.block_until_ready(function())
-    stamps: list[float] = []
-    begun = time.perf_counter()
-    while len(stamps) < least or (time.perf_counter() - begun < seconds and len(stamps) < 1000):
-        before = time.perf_counter()
-        jax.block_until_ready(function())
-        stamps.append(time.perf_counter() - before)
-    return float(np.median(stamps))

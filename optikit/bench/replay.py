@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optikit.bench.cost import Cost, count_cost, mark
 from optikit.bench.programs import functions
+from optikit.core.cost import Cost, count_cost, mark
 from optikit.optimizers import Optimizer
 from optikit.problems import Problem
 from optikit.solve.loop import Progress

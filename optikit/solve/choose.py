@@ -1,6 +1,7 @@
 """`method="auto"`: by structure, size and dtype; where these leave it open, by a measurement."""
 
 import functools
+import importlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jaxtyping import Array
 from optikit.calculus import Objective, bind
 from optikit.calculus.affine import affine_terms
 from optikit.calculus.objective import outputs_of, residual_vector, split_data
-from optikit.core import Params, tree
+from optikit.core import Key, Params, tree
 from optikit.core.compiled import compiler_options, under_transformation
 from optikit.optimizers.linear_newton import plan_for
 
@@ -43,6 +44,9 @@ SLOW = 0.05
 _MEASURED: OrderedDict[Any, float] = OrderedDict()
 """Hessians over gradients, by objective, shapes and device; the last 1024."""
 
+_ADVISED: OrderedDict[Any, tuple[str, str]] = OrderedDict()
+"""Advice, by objective, shapes, device and tolerance; the last 1024."""
+
 
 def choose(objective: Objective, params: Params, args: tuple) -> tuple[str, str]:
     """The name of a method and the reason for it.
@@ -68,6 +72,28 @@ def choose(objective: Objective, params: Params, args: tuple) -> tuple[str, str]
     cost, n = _MEASURED[key], tree.size(params)
     found = f"{n} parameters: a dense Hessian was measured at {cost:.2g} gradients"
     return ("newton-bfgs", found) if cost <= WORTH else ("lbfgs", found)
+
+
+def advised(
+    objective: Objective, params: Params, args: tuple, tol: float | None, key: Key | None
+) -> tuple[str, str]:
+    """The name of a method and the reason for it, by `ok.advise`; remembered as a measurement is.
+
+    The adviser runs solves, so it stands above this room; it is asked by name, when it is wanted.
+
+    Raises:
+      ValueError: under a transformation, where nothing can be measured.
+    """
+    leaves, structure = jax.tree.flatten((params, args))
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    asked = (objective, structure, shapes, jax.default_backend(), tol)
+    if asked not in _ADVISED:
+        advise = importlib.import_module("optikit.analyze").advise
+        found = advise(objective, params, args, accuracy=tol, key=key)
+        _ADVISED[asked] = found.method, found.reason
+        if len(_ADVISED) > 1024:
+            _ADVISED.popitem(last=False)
+    return _ADVISED[asked]
 
 
 def hessian_over_gradient(objective: Objective, params: Params, args: tuple) -> float:

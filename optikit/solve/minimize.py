@@ -1,5 +1,6 @@
 """`minimize`: a smooth function of any pytree, by any method, in one compiled program."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from optikit.calculus.validate import as_args, as_objective, as_params
 from optikit.core import Key, Params
 from optikit.optimizers import Bounded, Optimizer, from_optax, named
 from optikit.solve.bounded import solve_in_box
-from optikit.solve.choose import choose
+from optikit.solve.choose import advised, choose
 from optikit.solve.drive import drive
 from optikit.solve.loop import Criterion, gradient_criterion
 from optikit.solve.resume import SolveState
@@ -56,7 +57,9 @@ def minimize(
         Objective, whose structure some methods use.
       params: a pytree of real floating-point arrays.
       method: a name in `ok.optimizers.OPTIMIZERS` or of optax, an Optimizer, an optax
-        transformation, or "auto", which chooses by structure and size and says why.
+        transformation, or "auto", which chooses by structure and size and says why; or "advise",
+        which takes some seconds to try what `ok.advise` does and is remembered for the function,
+        shapes and tolerance.
       tol: by default 1e-8 in float64 and 1e-4 in float32.
       max_steps: a budget, not a hyperparameter: changing it does not recompile without a trace.
       trace: record value, gradient norm, step and counts at every step.
@@ -94,6 +97,15 @@ def minimize(
             objective, params, bounds, method, args, tol, max_steps, trace, key, state,
             gradient_criterion,
         )  # fmt: skip
+    if method == "advise":
+        params, args = as_params(params), as_args(args)
+        method, reason = advised(objective, params, args, tol, key)
+        # its times are no part of the program: the reason is added to what comes out
+        sol = minimize(
+            objective, params, method=method, args=args, tol=tol, max_steps=max_steps, trace=trace,
+            key=key, state=state,
+        )  # fmt: skip
+        return dataclasses.replace(sol, reason=reason)
     return solve(
         objective, params, method, args, tol, max_steps, trace, key, gradient_criterion, state
     )

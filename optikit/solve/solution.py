@@ -50,7 +50,7 @@ class Solution:
       counts: oracle calls, by kind.
       trace: the course, or None unless asked for.
       method: the name of the method that ran.
-      reason: why it was chosen, where `method="auto"` chose it.
+      reason: why it was chosen, where `method="auto"` or `"advise"` chose it.
       remainder: what else the loop held at the end; see `state`.
     """
 

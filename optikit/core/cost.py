@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts a loop's body once, adds both branches of a conditional and misses
 factorisations. Here a program's jaxpr is re-interpreted with a counter beside its values: every
-operation adds numbers known from its shapes (see `optikit.bench.formulas`); a `while` carries the
+operation adds numbers known from its shapes (see `optikit.core.formulas`); a `while` carries the
 counter through its trips, a `cond` adds the branch it took. The counted program is itself compiled,
 so replaying a long run costs about as much as the run. It is used off the clock.
 
@@ -22,8 +22,8 @@ from jax import lax
 from jax.extend import core as jex
 from jax.interpreters import mlir
 
-from optikit.bench.formulas import flops, traffic
 from optikit.core import Counts
+from optikit.core.formulas import flops, traffic
 from optikit.core.jaxpr import bind_equation
 
 _KINDS = Counts._fields
