@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from optikit.optimizers import second_order as second_order
     from optikit.problems import Problem as Problem
     from optikit.solve import Budget as Budget
+    from optikit.solve import Checkpoint as Checkpoint
     from optikit.solve import Solution as Solution
     from optikit.solve import fit as fit
     from optikit.solve import least_squares as least_squares
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "optikit.solve",
     "Certificate": "optikit.analyze",
+    "Checkpoint": "optikit.solve",
     "Counts": "optikit.core",
     "Experiment": "optikit.bench",
     "LinearOperator": "optikit.core",
@@ -97,6 +99,7 @@ _HOME = {
 __all__ = [
     "Budget",
     "Certificate",
+    "Checkpoint",
     "Counts",
     "Experiment",
     "LinearOperator",

@@ -41,6 +41,11 @@ def keep(params: Params, state: State) -> Params:
     return params
 
 
+def unchanged(state: State) -> State:
+    """The state of a method that has no way to be more careful."""
+    return state
+
+
 def value_and_grad(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
     """The evaluation that most methods need of a point: one grad."""
     return oracle.value_and_grad(params), Counts(grad=1)
@@ -69,6 +74,8 @@ class Optimizer(NamedTuple):
         is not in what it promises, and the loop asks more before it calls the end converged.
       patience: consecutive steps that leave value and gradient as they were, after which the loop
         calls the method stalled; larger for a method whose rejected trials are steps.
+      calm: State -> the state to go on with after a step that met NaN or infinity: more damping, a
+        smaller radius. A driver of batches asks for it; searches on fixed data back off themselves.
     """
 
     init: Callable[[Eval], State]
@@ -80,6 +87,7 @@ class Optimizer(NamedTuple):
     name: str = "optimizer"
     learns: bool = False
     patience: int = 10
+    calm: Callable[[State], State] = unchanged
 
 
 class Bounded(NamedTuple):
