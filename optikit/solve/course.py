@@ -4,6 +4,9 @@ A step that meets NaN or infinity is void. The first at a point leaves the param
 since the batch may be to blame; another one there goes back to the last parameters at which some
 batch was finite. Each asks the method to be calmer. Where too many follow upon each other the fit
 is over, and every later step is void, so nothing is lost by looking late.
+
+A method's refreshes are not chosen here: the host says which are due, and a step with other ones is
+another program.
 """
 
 import functools
@@ -14,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from optikit.calculus import Objective, bind
+from optikit.calculus import Eval, Objective, Oracle, bind
 from optikit.calculus.validate import check_scalar
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, times, tree
 from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer
-from optikit.optimizers.protocol import keep
+from optikit.optimizers.protocol import Refresh, keep, refresh_key
 from optikit.solve.history import Page
 from optikit.solve.placement import Placement
 
@@ -102,16 +105,20 @@ def _blanks(objective: Objective, optimizer: Optimizer, structure: Any, leaves: 
 
 @functools.partial(
     jit,
-    static_argnames=("objective", "optimizer", "placement"),
+    static_argnames=("objective", "optimizer", "placement", "due"),
     donate_argnames=("course",),
 )
-def take(course, batches, steps, recoveries, *, objective, optimizer, placement):
-    """So many steps on the first of the batches, in one dispatch."""
+def take(course, batches, steps, recoveries, *, objective, optimizer, placement, due=()):
+    """So many steps on the first of the batches, in one dispatch.
+
+    Args:
+      due: the numbers of the method's refreshes before each of them; all of them before the first.
+    """
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
     def step(k, course):
         batch = jax.tree.map(lambda x: x[k], stacked) if len(batches) > 1 else batches[0]
-        return placement.hold(_step(course, batch, recoveries, objective, optimizer))
+        return placement.hold(_step(course, batch, recoveries, objective, optimizer, due))
 
     return jax.lax.fori_loop(0, steps, step, course)
 
@@ -122,6 +129,7 @@ def _step(
     recoveries: Int[Array, ""],
     objective: Objective,
     optimizer: Optimizer,
+    due: tuple[int, ...],
 ) -> Course:
     oracle = bind(objective, batch, fixed=False)
     health = Health(*course.health)
@@ -129,8 +137,12 @@ def _step(
     size = tree.max_abs(at.grad).astype(at.value.dtype)
     usable = jnp.isfinite(at.value) & jnp.isfinite(size)
     key = jax.random.fold_in(course.key, course.steps + health.skipped)
-    begun = health.begun > 0
-    state = tree.where(begun, course.state, optimizer.init(at))
+    state, prices = course.state, [price]
+    if due or not optimizer.refresh:
+        state = tree.where(health.begun > 0, state, optimizer.init(at))
+    for i in due:
+        state, spent = _refreshed(optimizer.refresh[i], oracle, at, state, refresh_key(key, i))
+        prices.append(spent)
     params, _, new_state, info = optimizer.step(oracle, at, state, key)
     alive = course.status == Status.RUNNING.value
     finite = usable & jnp.isfinite(tree.max_abs(params))
@@ -146,7 +158,7 @@ def _step(
         held = tree.where(back, good, course.params)
         good = tree.where(alive & usable, course.params, good)
     calmed = tree.where(void, optimizer.calm(state), course.state)
-    counts = tree.where(alive, tally(course.counts, price, info.counts), course.counts)
+    counts = tree.where(alive, tally(course.counts, *prices, info.counts), course.counts)
     after = Health(
         skipped=health.skipped + (void & ~ended).astype(jnp.int32),
         trouble=trouble,
@@ -166,6 +178,14 @@ def _step(
         good=good,
         health=jnp.stack([x.astype(jnp.int32) for x in after]),
     )
+
+
+def _refreshed(refresh: Refresh, oracle: Oracle, at: Eval, state: Any, key: Key):
+    """The state after a refresh, unless that is not finite."""
+    new, price = refresh.update(oracle, at, state, key)
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True)
+    changed = [x for x, old in pairs if x is not old and jnp.issubdtype(x.dtype, jnp.floating)]
+    return tree.where(tree.all_finite(changed), new, state), price
 
 
 @functools.partial(

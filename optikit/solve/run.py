@@ -71,6 +71,8 @@ class Run:
         self.on_page, self.position = 0, Position()
         self.validation: list[tuple[int, Any]] = []
         self.capacity = _capacity(feed.example)
+        self.begun = not optimizer.refresh
+        """Whether there is a state that the refreshes have been at."""
         self.complete = False
         """Whether the last evaluation is there, or will be after the next step."""
         self.settled = True
@@ -87,6 +89,7 @@ class Run:
         self.pages, self.position, self.capacity = stand.pages, stand.position, stand.capacity
         self.validation = stand.validation
         self.started -= stand.seconds
+        self.begun = self.begun or int(self.course.health[3]) == 1
         self.complete = stand.ended != Status.RUNNING
 
     def stand(self, ended: Status = Status.RUNNING) -> Stand:
@@ -136,6 +139,7 @@ class Run:
 
     def _dispatch(self, room: int) -> int:
         """Up to so many steps, in one dispatch; how many there were batches for."""
+        due, room = self._refreshes(room)
         items: list[Any] = []
         while len(items) < min(room, self.capacity):
             item = self.feed.peek()
@@ -153,11 +157,28 @@ class Run:
         self.settled = False
         self.course = take(
             self.course, tuple(batches), len(items), self.recoveries,
-            objective=self.objective, optimizer=self.optimizer, placement=self.placement,
+            objective=self.objective, optimizer=self.optimizer, placement=self.placement, due=due,
         )  # fmt: skip
         self.position, self.settled, self.complete = items[-1][1], True, True
         self.on_page += len(items)
+        if not self.begun:
+            self.begun = int(self.course.health[3]) == 1
         return len(items)
+
+    def _refreshes(self, room: int) -> tuple[tuple[int, ...], int]:
+        """Which refreshes are due before the next step, and for how many steps the same ones."""
+        refresh = self.optimizer.refresh
+        if not self.begun:
+            return tuple(range(len(refresh))), 1
+
+        def due(steps: int) -> tuple[int, ...]:
+            return tuple(i for i, r in enumerate(refresh) if r.due(steps))
+
+        first = self.position.taken
+        alike = 1
+        while refresh and alike < room and due(first + alike) == due(first):
+            alike += 1
+        return due(first), min(room, alike) if refresh else room
 
     def _seconds(self) -> float:
         seconds = time.perf_counter() - self.started
