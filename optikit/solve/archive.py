@@ -67,7 +67,8 @@ def unpacked(archive: Archive, template: Any, *, where: str) -> Any:
         needed = f"{kind_of(leaf)}{list(leaf.shape)}"
         if held != needed:
             _mismatch(where, name, held, needed)
-    extra = next((name for name in archive.arrays if name not in expected), None)
+    held = [name for name in archive.kinds if name in archive.arrays]  # in the order of the pytree
+    extra = next((name for name in held if name not in expected), None)
     if extra is not None:
         _mismatch(where, extra, _described(archive, extra), "nothing")
     return jax.tree.unflatten(structure, [_restored(archive, name) for name in expected])
@@ -128,7 +129,7 @@ def name_of(path: tuple) -> str:
 def kind_of(leaf: Any) -> str:
     """The dtype, or what makes a typed key."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return f"key {jax.random.key_impl(leaf)}" if isinstance(leaf, jax.Array) else "key"
+        return f"key {jax.random.key_impl(leaf)}"
     return np.dtype(leaf.dtype).name
 
 

@@ -106,6 +106,7 @@ def fit(
     over = Status.RUNNING if record is None else _over(record, budget)
     start = Position() if record is None or over != Status.RUNNING else record.position
     limit = None if budget.steps is None else max(1, budget.steps - start.taken)
+    limit = limit if over == Status.RUNNING else 1
     threaded = prefetch and not (mesh is None and on_device(batches))
     with Feed(
         batches, start=start, limit=limit, place=placement.batch, threaded=threaded,
