@@ -1,5 +1,6 @@
 """NaN and infinity on the way of a fit; read-outs, validation, looks."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -139,7 +140,7 @@ def test_looks_are_reported():
     fit([*GOOD, BAD], 9, on_look=lambda steps, row: rows.append((steps, row.value, row.skipped)))
     assert rows[0][0] == 1
     assert rows[0][1] == 1.0
-    assert all(a[0] < b[0] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a[0] < b[0] for a, b in itertools.pairwise(rows))
 
 
 class Amortised(NamedTuple):

@@ -1,8 +1,8 @@
 """The part of a fit that runs on the device: steps on batches, in buffers that are used again.
 
 A step that meets NaN or infinity is void. The first at a point leaves the parameters as they were,
-since the batch may be to blame; another one there goes back to the last parameters at which some
-batch was finite. Each asks the method to be calmer. Where too many follow upon each other the fit
+since the batch may be to blame; another one there goes back to parameters of up to `GOOD_EVERY`
+steps before, at which a batch was finite. Each asks the method to be calmer. Where too many follow upon each other the fit
 is over, and every later step is void, so nothing is lost by looking late.
 
 A method's refreshes are not chosen here: the host says which are due, and a step with other ones is
@@ -22,9 +22,13 @@ from optikit.calculus.validate import check_scalar
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, times, tree
 from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer
-from optikit.optimizers.protocol import Refresh, keep, refresh_key
+from optikit.optimizers.protocol import Refresh, keep, refresh_key, unchanged
 from optikit.solve.history import Page
 from optikit.solve.placement import Placement
+
+
+GOOD_EVERY = 16
+"""Steps between two copies of good parameters: one each step would cost small models 5 % of it."""
 
 
 class Last(NamedTuple):
@@ -41,7 +45,7 @@ class Health(NamedTuple):
     skipped: Int[Array, ""]  # void steps in all
     trouble: Int[Array, ""]  # those since a step led to a point where the next batch was finite
     here: Int[Array, ""]  # those since the last step that counted
-    begun: Int[Array, ""]  # 1 once the method's state was made from a finite evaluation
+    begun: Int[Array, ""]  # 1 once there is a state
 
 
 class Course(NamedTuple):
@@ -56,7 +60,7 @@ class Course(NamedTuple):
     status: Int[Array, ""]
     key: Key
     page: Page
-    good: Params | None  # where a batch was last finite; None if there is no going back
+    good: Params | None  # where a batch was finite; None if there is no going back
     health: Int[Array, "4"]
 
 
@@ -136,7 +140,8 @@ def _step(
     at, price = optimizer.evaluate(oracle, course.params)
     size = tree.max_abs(at.grad).astype(at.value.dtype)
     usable = jnp.isfinite(at.value) & jnp.isfinite(size)
-    key = jax.random.fold_in(course.key, course.steps + health.skipped)
+    attempt = course.steps + health.skipped
+    key = jax.random.fold_in(course.key, attempt)
     state, prices = course.state, [price]
     if due or not optimizer.refresh:
         state = tree.where(health.begun > 0, state, optimizer.init(at))
@@ -145,7 +150,7 @@ def _step(
         prices.append(spent)
     params, _, new_state, info = optimizer.step(oracle, at, state, key)
     alive = course.status == Status.RUNNING.value
-    finite = usable & jnp.isfinite(tree.max_abs(params))
+    finite = usable & tree.all_finite(params)
     # a batch on which a search fails is skipped; another batch may do
     trouble = jnp.where(finite, jnp.where(health.here > 0, health.trouble, 0), health.trouble + 1)
     ended = trouble > recoveries
@@ -156,20 +161,23 @@ def _step(
     if good is not None:
         back = void & ~usable & ((health.here > 0) | ended)
         held = tree.where(back, good, course.params)
-        good = tree.where(alive & usable, course.params, good)
-    calmed = tree.where(void, optimizer.calm(state), course.state)
+        proved = kept & (health.here == 0) & (attempt % GOOD_EVERY == 0)
+        good = jax.lax.cond(proved, lambda: course.params, lambda: course.good)
+    held_state, begun = course.state, kept
+    if optimizer.calm is not unchanged:  # what it is made from is kept, too
+        held_state, begun = tree.where(void, optimizer.calm(state), course.state), usable
     counts = tree.where(alive, tally(course.counts, *prices, info.counts), course.counts)
     after = Health(
         skipped=health.skipped + (void & ~ended).astype(jnp.int32),
         trouble=trouble,
         here=jnp.where(finite, 0, health.here + 1),
-        begun=jnp.where(usable, 1, health.begun),
+        begun=jnp.where(begun, 1, health.begun),
     )
     return Course(
         params=tree.where(kept, params, held),
         last=Last(at.value, at.grad, at.aux),
         size=size,
-        state=tree.where(kept, new_state, calmed),
+        state=tree.where(kept, new_state, held_state),
         counts=counts,
         steps=course.steps + kept.astype(jnp.int32),
         status=status,

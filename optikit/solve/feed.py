@@ -208,13 +208,6 @@ class Feed:
             return not self._closed
 
 
-def on_device(batches: Iterable[tuple]) -> bool:
-    """Whether these are arrays on a device already, all of them, so that a thread would idle."""
-    if not isinstance(batches, (list, tuple)):
-        return False
-    return all(isinstance(leaf, (jax.Array, int, float)) for leaf in jax.tree.leaves(batches))
-
-
 _SETTINGS = {
     "jax_enable_x64": jax.enable_x64,
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,

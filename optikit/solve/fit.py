@@ -4,6 +4,7 @@ The device runs ahead of the host: steps are dispatched in chunks without waitin
 outcomes are looked at every so often; batches are read and copied ahead by a thread.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from optikit.core import Key, Params, Status
 from optikit.optimizers import Optimizer, named
 from optikit.solve.budget import DEFAULT_BUDGET, Budget, exhausted
 from optikit.solve.checkpoint import Checkpoint, Record, as_checkpoint
-from optikit.solve.feed import Feed, Position, on_device
+from optikit.solve.feed import Feed, Position
 from optikit.solve.history import Row
 from optikit.solve.minimize import Method, as_optimizer
 from optikit.solve.placement import placement_over
@@ -53,8 +54,8 @@ def fit(
       budget: at least one bound; steps are the default.
       key: for methods that draw random numbers.
       progress: a bar on stderr; by default only on a terminal.
-      prefetch: read batches on a thread ahead of their use, and copy them to the device there.
-        Never more are read than a budget of steps needs.
+      prefetch: read batches on a thread ahead of their use, and copy them to the device there;
+        those of a list or tuple are at hand. No more are read than a budget of steps needs.
       checkpoint: a folder, or an `ok.Checkpoint`. If there is one of this fit, it goes on from it,
         bit by bit as if it had not been cut off; `params` and `key` then only say what shapes they
         have. Where the stream stood: a list or tuple is indexed; what has `state_dict` and
@@ -64,8 +65,8 @@ def fit(
         steps, seconds or gradients it goes on.
       recoveries: a step that meets NaN or infinity in value, gradient or new parameters is void:
         the batch is skipped, `method.calm` raises the damping where the method has one, and if
-        another batch fails at the same parameters too, they go back to the last ones at which one
-        did not (they are kept, so this takes as much memory as the parameters). After more than so
+        another batch fails at the same parameters too, they go back to those of up to 16 steps
+        before, at which one did not (a copy, so this takes as much memory as the parameters). After more than so
         many in a row the fit ends with Status.NOT_FINITE. With 0 the first one ends it.
       evaluate: (batches, n) or (function of params, n): after each multiple of n steps the mean of
         fun over these batches, or what the function returns, is entered in `trace.validation`. It
@@ -107,9 +108,10 @@ def fit(
     start = Position() if record is None or over != Status.RUNNING else record.position
     limit = None if budget.steps is None else max(1, budget.steps - start.taken)
     limit = limit if over == Status.RUNNING else 1
-    threaded = prefetch and not (mesh is None and on_device(batches))
+    at_hand = isinstance(batches, (list, tuple))  # nothing to be gained, and nothing changes
+    place = functools.partial(placement.batch, copy=not at_hand)
     with Feed(
-        batches, start=start, limit=limit, place=placement.batch, threaded=threaded,
+        batches, start=start, limit=limit, place=place, threaded=prefetch and not at_hand,
         remember=files is not None,
     ) as feed:  # fmt: skip
         feed.peek()

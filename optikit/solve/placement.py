@@ -53,21 +53,25 @@ class Placement:
             return course
         return jax.lax.with_sharding_constraint(course, self._shardings(course))
 
-    def batch(self, args: tuple) -> tuple:
-        """A batch on the devices; a copy of what is on the host, which may change there.
+    def batch(self, args: tuple, *, copy: bool = True) -> tuple:
+        """A batch on the devices.
+
+        Args:
+          copy: arrays of the host may change there; a CPU's device arrays share their memory.
 
         Raises:
           ValueError: the rows of an array do not divide among the devices.
         """
         paths, structure = jax.tree_util.tree_flatten_with_path(args)
-        return jax.tree.unflatten(structure, [self._array(path, leaf) for path, leaf in paths])
+        arrays = [self._array(path, leaf, copy=copy) for path, leaf in paths]
+        return jax.tree.unflatten(structure, arrays)
 
-    def _array(self, path: tuple, leaf: Any) -> Any:
+    def _array(self, path: tuple, leaf: Any, *, copy: bool) -> Any:
         if isinstance(leaf, jax.Array):
             if self.mesh is None or leaf.sharding == self.rows:
                 return leaf
         elif hasattr(leaf, "__array__"):
-            leaf = np.array(leaf)  # on a CPU a device array may share the memory of the host's
+            leaf = np.array(leaf) if copy else np.asarray(leaf)
             if self.mesh is None:
                 return jax.device_put(leaf)
         else:
