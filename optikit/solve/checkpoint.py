@@ -15,7 +15,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optikit.core import Status
@@ -221,17 +220,12 @@ class Record(NamedTuple):
             )
             raise ValueError(msg)
         history = Rows(held.pop("page.measures"), held.pop("page.ledger"))
-        if blank.good is None:
-            held = {name: x for name, x in held.items() if not name.startswith("good")}
-        unmade = blank.good is not None and not any(name.startswith("good") for name in held)
-        template = blank._replace(page=None, good=None if unmade else blank.good)  # pyright: ignore
+        template = blank._replace(page=None)  # pyright: ignore[reportArgumentType]
         if self.ended == Status.RUNNING:
             template = template._replace(last=None)  # pyright: ignore[reportArgumentType]
         course = archive.unpacked(self.held._replace(arrays=held), template, where=where)
         if self.ended == Status.RUNNING:
             course = course._replace(last=blank.last)
-        if unmade:
-            course = course._replace(good=jax.tree.map(jnp.copy, course.params))
         return Stand(
             course._replace(page=blank.page),
             [history.page()],

@@ -1,9 +1,11 @@
 """The part of a fit that runs on the device: steps on batches, in buffers that are used again.
 
-A step that meets NaN or infinity is void. The first at a point leaves the parameters as they were,
-since the batch may be to blame; another one there goes back to parameters of up to `GOOD_EVERY`
-steps before, at which a batch was finite. Each asks the method to be calmer. Where too many follow upon each other the fit
-is over, and every later step is void, so nothing is lost by looking late.
+A step that meets NaN or infinity, in the value, the gradient or the new parameters, is void: the
+batch may be to blame, and the next one may do. A method that can be calmer is asked to be, and if
+another batch fails at the same parameters it goes back to the ones before. For other methods these
+are not kept: the same step would follow, and the copy would cost a small model 5 % of a step. Where
+too many follow upon each other the fit is over, and every later step is void, so nothing is lost by
+looking late.
 
 A method's refreshes are not chosen here: the host says which are due, and a step with other ones is
 another program.
@@ -25,10 +27,6 @@ from optikit.optimizers import Optimizer
 from optikit.optimizers.protocol import Refresh, keep, refresh_key, unchanged
 from optikit.solve.history import Page
 from optikit.solve.placement import Placement
-
-
-GOOD_EVERY = 16
-"""Steps between two copies of good parameters: one each step would cost small models 5 % of it."""
 
 
 class Last(NamedTuple):
@@ -60,7 +58,7 @@ class Course(NamedTuple):
     status: Int[Array, ""]
     key: Key
     page: Page
-    good: Params | None  # where a batch was finite; None if there is no going back
+    good: Params | None  # where a batch was last finite; None if there is no going back
     health: Int[Array, "4"]
 
 
@@ -71,7 +69,6 @@ def begin(
     objective: Objective,
     optimizer: Optimizer,
     *,
-    recover: bool,
     placement: Placement,
 ) -> Course:
     """The start, with blanks that the first step fills from its own evaluation."""
@@ -88,7 +85,7 @@ def begin(
         status=jnp.asarray(Status.RUNNING.value, jnp.int32),
         key=jax.random.clone(key),
         page=Page.blank(last.value.dtype),
-        good=jax.tree.map(jnp.copy, params) if recover else None,
+        good=None if optimizer.calm is unchanged else jax.tree.map(jnp.copy, params),
         health=jnp.zeros(4, jnp.int32),
     )
     return placement.put(course)
@@ -140,8 +137,7 @@ def _step(
     at, price = optimizer.evaluate(oracle, course.params)
     size = tree.max_abs(at.grad).astype(at.value.dtype)
     usable = jnp.isfinite(at.value) & jnp.isfinite(size)
-    attempt = course.steps + health.skipped
-    key = jax.random.fold_in(course.key, attempt)
+    key = jax.random.fold_in(course.key, course.steps + health.skipped)
     state, prices = course.state, [price]
     if due or not optimizer.refresh:
         state = tree.where(health.begun > 0, state, optimizer.init(at))
@@ -161,8 +157,7 @@ def _step(
     if good is not None:
         back = void & ~usable & ((health.here > 0) | ended)
         held = tree.where(back, good, course.params)
-        proved = kept & (health.here == 0) & (attempt % GOOD_EVERY == 0)
-        good = jax.lax.cond(proved, lambda: course.params, lambda: course.good)
+        good = tree.where(alive & usable, course.params, good)
     held_state, begun = course.state, kept
     if optimizer.calm is not unchanged:  # what it is made from is kept, too
         held_state, begun = tree.where(void, optimizer.calm(state), course.state), usable

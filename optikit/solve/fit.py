@@ -64,10 +64,10 @@ def fit(
         dropped. A fit that has ended returns the same Solution at once; with a larger budget of
         steps, seconds or gradients it goes on.
       recoveries: a step that meets NaN or infinity in value, gradient or new parameters is void:
-        the batch is skipped, `method.calm` raises the damping where the method has one, and if
-        another batch fails at the same parameters too, they go back to those of up to 16 steps
-        before, at which one did not (a copy, so this takes as much memory as the parameters). After more than so
-        many in a row the fit ends with Status.NOT_FINITE. With 0 the first one ends it.
+        its batch is skipped. A method with a damping (`Optimizer.calm`) raises it, and where
+        another batch fails at the same parameters goes back to the ones before, of which it keeps
+        a copy; others stay where they are. After more than so many in a row the fit ends with
+        Status.NOT_FINITE; with 0 the first ends it.
       evaluate: (batches, n) or (function of params, n): after each multiple of n steps the mean of
         fun over these batches, or what the function returns, is entered in `trace.validation`. It
         sees the parameters that the method reports, and is not in the counts.

@@ -64,8 +64,7 @@ class Run:
         self.started = self.written = time.perf_counter()
         self.several = jax.process_count() > 1
         self.course: Course = begin(
-            params, feed.example, key, objective, optimizer,
-            recover=recoveries > 0, placement=placement,
+            params, feed.example, key, objective, optimizer, placement=placement,
         )  # fmt: skip
         self.pages: list[Page] = []
         self.on_page, self.position = 0, Position()
