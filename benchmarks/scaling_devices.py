@@ -3,9 +3,10 @@
     python benchmarks/scaling_devices.py
 
 Forced host devices share this machine's cores, so more of them cannot be faster: with the same
-whole batch, the ratio to one device is the price of splitting alone. Bytes are those of the
-collectives in the compiled step. The projection is arithmetic, not a measurement: compute divided
-by eight, and the bytes of a ring over the links, without overlap.
+whole batch, the ratio to one device is the price of splitting alone, most of it the update of the
+parameters, which every device does for itself. Bytes are those of the collectives in the compiled
+step, where a loop's are counted once. The projection is arithmetic, not a measurement: compute
+divided by eight, and the bytes of a ring over the links, without overlap.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from common import row, save
 
 DEVICES = (1, 2, 4, 8)
 BATCH, SIZES = 512, (784, 512, 256, 10)
-STEPS, ROUNDS = 12, 3
+STEPS, ROUNDS = 24, 5
 
 GPU_FLOPS = 495e12 * 0.4
 """A step's rate: 0.4 of an H200's dense TF32 peak (datasheet), about what large products reach."""
@@ -82,8 +83,9 @@ def measured(devices: int, method: str) -> dict:
         return time.perf_counter() - before
 
     fit(STEPS)
-    # the difference leaves out what a fit costs once
-    seconds = min((fit(2 * STEPS) - fit(STEPS)) / STEPS for _ in range(ROUNDS))
+    pairs = [(fit(STEPS), fit(3 * STEPS)) for _ in range(ROUNDS)]
+    short, long = (min(times) for times in zip(*pairs, strict=True))
+    seconds = (long - short) / (2 * STEPS)  # without what a fit costs once
     optimizer, _ = as_optimizer(method, objective, params, batch)
     course = begin(params, placed, jax.random.key(0), objective, optimizer, placement=placement)
     program = take.compiled(
@@ -128,11 +130,13 @@ def study(method: str) -> list[dict]:
             seconds={str(n): runs[n]["seconds"], "1": runs[1]["seconds"]})
         for n in DEVICES[1:]
     ]  # fmt: skip
+    looped = method == "newton-cg"
+    note = ", with one product (each further one moves the parameters' bytes again)" * looped
     lines.append(
-        row(f"bytes over the links in a step, per parameter's byte: {name}",
+        row(f"bytes over the links in a step{note}, per parameter's byte: {name}",
             ratio={"median": moved / (4 * parameters)}, bytes=moved, calls=calls, by_kind=eight)
     )  # fmt: skip
-    for scale, rows in ((1, 8 * BATCH), (100, 8 * 4096)):
+    for scale, rows in () if looped else ((1, 8 * BATCH), (100, 8 * 4096)):
         told = projected(scale * parameters, rows, scale * moved, calls)
         lines.append(
             row(f"projected efficiency of 8 H200, {scale * parameters / 1e6:.1f}M parameters, "

@@ -76,10 +76,12 @@ def among_processes(address, processes, number, folder):
     told = compare(chosen, mesh, batches, mine, evaluate=(mine, 3))
     objective, params, _ = problem()
     files = ok.Checkpoint(folder, every_steps=2)
-    whole = ok.fit(objective, params, mine, method="adam", mesh=mesh, budget=ok.Budget(steps=STEPS))
-    for steps in (3, STEPS):
-        parts = ok.fit(objective, params, mine, method="adam", mesh=mesh, checkpoint=files,
-                       budget=ok.Budget(steps=steps), spread=steps == 3)  # fmt: skip
+
+    def adam(steps, **options):
+        return ok.fit(objective, params, mine, method="adam", mesh=mesh, spread=True,
+                      budget=ok.Budget(steps=steps), **options)  # fmt: skip
+
+    whole, _, parts = adam(STEPS), adam(3, checkpoint=files), adam(STEPS, checkpoint=files)
     told["resumed"] = all(
         np.array_equal(np.asarray(a), np.asarray(b))
         for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True)

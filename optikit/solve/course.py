@@ -121,7 +121,8 @@ def take(course, batches, steps, recoveries, *, objective, optimizer, placement,
         batch = jax.tree.map(lambda x: x[k], stacked) if len(batches) > 1 else batches[0]
         return placement.hold(_step(course, batch, recoveries, objective, optimizer, due))
 
-    return jax.lax.fori_loop(0, steps, step, course)
+    # held once more outside: the compiler may lay out a loop's result otherwise than its body
+    return placement.hold(jax.lax.fori_loop(0, steps, step, course))
 
 
 def _step(
