@@ -77,7 +77,8 @@ def _facts(row: dict[str, Any]) -> str:
              "reached", "tol", "largest_difference", "cases", "digits_6", "digits_8",
              "false_claims", "median_steps", "steps_over_scipy_lm", "problems", "solved", "lowest",
              "unsolved", "fastest_share", "within_2x", "within_10x", "workers", "skipped",
-             "fits_per_second")  # fmt: skip
+             "fits_per_second", "over_one_device", "bytes", "bytes_over_parameters", "collectives",
+             "projected_efficiency")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 

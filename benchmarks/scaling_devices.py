@@ -3,8 +3,8 @@
     python benchmarks/scaling_devices.py
 
 Forced host devices share this machine's cores, so more of them cannot be faster: with the same
-whole batch, the ratio to one device is the price of splitting alone, most of it the update of the
-parameters, which every device does for itself. Bytes are those of the collectives in the compiled
+whole batch, the ratio to one device is the price of splitting alone, the update of the parameters
+included, which every device does for itself. Bytes are those of the collectives in the compiled
 step, where a loop's are counted once. The projection is arithmetic, not a measurement: compute
 divided by eight, and the bytes of a ring over the links, without overlap.
 """
@@ -113,7 +113,7 @@ def projected(parameters: float, rows: float, moved: float, calls: int) -> dict[
     """Efficiency of eight GPUs: a step's compute on one against eight times that of eight."""
     one = 6 * parameters * rows / GPU_FLOPS
     links = 2 * 7 / 8 * moved / LINK_BYTES + calls * LATENCY
-    return {"seconds_one": one, "seconds_links": links, "efficiency": one / 8 / (one / 8 + links)}
+    return {"one GPU": one, "links": links, "efficiency": one / 8 / (one / 8 + links)}
 
 
 def study(method: str) -> list[dict]:
@@ -125,22 +125,22 @@ def study(method: str) -> list[dict]:
     parameters = runs[8]["parameters"]
     name = f"{method}, MLP {'-'.join(map(str, SIZES))}, whole batch {BATCH}"
     lines = [
-        row(f"{n} host devices over one, on the same cores: {name}",
-            ratio={"median": runs[n]["seconds"] / runs[1]["seconds"]},
+        row(f"{n} host devices, on the same cores: {name}",
+            over_one_device=runs[n]["seconds"] / runs[1]["seconds"],
             seconds={str(n): runs[n]["seconds"], "1": runs[1]["seconds"]})
         for n in DEVICES[1:]
     ]  # fmt: skip
     looped = method == "newton-cg"
     note = ", with one product (each further one moves the parameters' bytes again)" * looped
     lines.append(
-        row(f"bytes over the links in a step{note}, per parameter's byte: {name}",
-            ratio={"median": moved / (4 * parameters)}, bytes=moved, calls=calls, by_kind=eight)
+        row(f"what a step moves over the links{note}: {name}", bytes=moved,
+            bytes_over_parameters=moved / (4 * parameters), collectives=calls, by_kind=eight)
     )  # fmt: skip
     for scale, rows in () if looped else ((1, 8 * BATCH), (100, 8 * 4096)):
         told = projected(scale * parameters, rows, scale * moved, calls)
         lines.append(
-            row(f"projected efficiency of 8 H200, {scale * parameters / 1e6:.1f}M parameters, "
-                f"{rows} rows: {method}", ratio={"median": told["efficiency"]}, **told)
+            row(f"projected for 8 H200, {scale * parameters / 1e6:.1f}M parameters, {rows} rows: "
+                f"{method}", projected_efficiency=told.pop("efficiency"), seconds=told)
         )  # fmt: skip
     return lines
 
