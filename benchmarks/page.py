@@ -81,7 +81,9 @@ def _facts(row: dict[str, Any]) -> str:
              "best_chosen",
              "chosen_predicted_within_3x", "all_predicted_within_3x", "steps_within_3x",
              "predicted_above_1_ms_within_3x",
-             "predicted_within_3x_by_source", "predictions_by_source")  # fmt: skip
+             "predicted_within_3x_by_source", "predictions_by_source",
+             "fits_per_second", "over_one_device", "bytes", "bytes_over_parameters", "collectives",
+             "projected_efficiency")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 

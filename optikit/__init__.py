@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from optikit.optimizers import second_order as second_order
     from optikit.problems import Problem as Problem
     from optikit.solve import Budget as Budget
+    from optikit.solve import Checkpoint as Checkpoint
     from optikit.solve import Response as Response
     from optikit.solve import Solution as Solution
     from optikit.solve import fit as fit
@@ -65,6 +66,7 @@ _HOME = {
     "Advice": "optikit.analyze",
     "Budget": "optikit.solve",
     "Certificate": "optikit.analyze",
+    "Checkpoint": "optikit.solve",
     "Counts": "optikit.core",
     "Experiment": "optikit.bench",
     "LinearOperator": "optikit.core",
@@ -116,6 +118,7 @@ __all__ = [
     "Advice",
     "Budget",
     "Certificate",
+    "Checkpoint",
     "Counts",
     "Experiment",
     "LinearOperator",

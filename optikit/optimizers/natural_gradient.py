@@ -161,6 +161,9 @@ def natural_gradient(
         new = NaturalGradientState(new_damping, kept_direction)
         return unravel(x + change.astype(x.dtype)), None, new, info
 
+    def calm(state: NaturalGradientState) -> NaturalGradientState:
+        return NaturalGradientState(10 * state.damping, jnp.zeros_like(state.direction))
+
     return Optimizer(
         init,
         step,
@@ -169,6 +172,7 @@ def natural_gradient(
         name="natural-gradient",
         learns=True,
         patience=60,
+        calm=calm,
     )
 
 

@@ -12,17 +12,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from optikit.core import Counts, Scalar, Status
-from optikit.solve.solution import Trace
+from optikit.solve.solution import Trace, Validation
 
 ROWS = 128
 """Rows of a page."""
 
 
 class Page(NamedTuple):
-    """Rows on the device: measures are (value, grad_norm), ledger the counts and a status."""
+    """Rows on the device: measures are (value, grad_norm); ledger the counts, skipped, status."""
 
     measures: Float[Array, "rows 2"]
-    ledger: Int[Array, "rows kinds+1"]
+    ledger: Int[Array, "rows kinds+2"]
     filled: Int[Array, ""]
 
     @classmethod
@@ -30,14 +30,16 @@ class Page(NamedTuple):
         """An empty page."""
         return cls(
             jnp.zeros((ROWS, 2), dtype),
-            jnp.zeros((ROWS, len(Counts._fields) + 1), jnp.int32),
+            jnp.zeros((ROWS, len(Counts._fields) + 2), jnp.int32),
             jnp.zeros((), jnp.int32),
         )
 
-    def write(self, value: Scalar, grad_norm: Scalar, counts: Counts, status: Scalar) -> Self:
+    def write(
+        self, value: Scalar, grad_norm: Scalar, counts: Counts, skipped: Scalar, status: Scalar
+    ) -> Self:
         """The page with one row more."""
         measures = jnp.stack([value, grad_norm]).astype(self.measures.dtype)
-        ledger = jnp.stack([*counts, status]).astype(jnp.int32)
+        ledger = jnp.stack([*counts, skipped, status]).astype(jnp.int32)
         return self._replace(
             measures=self.measures.at[self.filled].set(measures),
             ledger=self.ledger.at[self.filled].set(ledger),
@@ -62,22 +64,48 @@ class Row(NamedTuple):
         return Status(int(self.ledger[-1]))
 
     @property
+    def skipped(self) -> int:
+        """Steps that were not finite so far."""
+        return int(self.ledger[-2])
+
+    @property
     def gradients(self) -> int:
         """Gradient evaluations and Hessian or Gauss-Newton products so far."""
-        counts = dict(zip(Counts._fields, self.ledger[:-1].tolist(), strict=True))
+        counts = dict(zip(Counts._fields, self.ledger[:-2].tolist(), strict=True))
         return counts["grad"] + counts["hvp"] + counts["ggnvp"]
 
 
-def collect(pages: list[Page]) -> Trace:
-    """The rows of the pages in order, up to and with the first that ended the fit."""
+class Rows(NamedTuple):
+    """Rows on the host, as they are kept in a file."""
+
+    measures: np.ndarray
+    ledger: np.ndarray
+
+    def page(self) -> Page:
+        """A full page of them."""
+        filled = jnp.asarray(len(self.ledger), jnp.int32)
+        return Page(jnp.asarray(self.measures), jnp.asarray(self.ledger), filled)
+
+
+def rows(pages: list[Page]) -> Rows:
+    """The rows of the pages in order."""
     host = jax.device_get(pages)
-    measures = np.concatenate([p.measures[: p.filled] for p in host])
-    ledger = np.concatenate([p.ledger[: p.filled] for p in host])
+    return Rows(
+        np.concatenate([p.measures[: p.filled] for p in host]),
+        np.concatenate([p.ledger[: p.filled] for p in host]),
+    )
+
+
+def collect(pages: list[Page], validation: Validation | None) -> Trace:
+    """The rows of the pages in order, up to and with the first that ended the fit."""
+    measures, ledger = rows(pages)
     ends = np.flatnonzero(ledger[:, -1] != Status.RUNNING.value)
-    rows = int(ends[0]) + 1 if len(ends) else len(ledger)
+    count = int(ends[0]) + 1 if len(ends) else len(ledger)
     return Trace(
-        value=jnp.asarray(measures[:rows, 0]),
-        grad_norm=jnp.asarray(measures[:rows, 1]),
+        value=jnp.asarray(measures[:count, 0]),
+        grad_norm=jnp.asarray(measures[:count, 1]),
         step_norm=None,
-        counts=Counts(*(jnp.asarray(column) for column in ledger[:rows, :-1].T)),
+        counts=Counts(*(jnp.asarray(column) for column in ledger[:count, :-2].T)),
+        skipped=jnp.asarray(ledger[:count, -2]),
+        validation=validation,
     )

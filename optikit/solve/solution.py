@@ -14,6 +14,20 @@ from optikit.core import Counts, Params, Scalar, Status
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Validation:
+    """What `fit(..., evaluate=...)` saw.
+
+    Attributes:
+      steps: after how many steps, (looks,).
+      values: the mean value over the batches of validation, or what the function returned.
+    """
+
+    steps: Int[Array, " looks"]
+    values: Float[Array, " looks"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """The course of a solve, one row per step, row 0 the start.
 
@@ -26,12 +40,16 @@ class Trace:
       step_norm: the Euclidean length of the step that led there; 0 in row 0. None from `fit`, where
         measuring it would cost a pass over the parameters.
       counts: cumulative oracle calls.
+      skipped: from `fit`: how many steps so far were not finite and therefore void.
+      validation: from `fit(..., evaluate=...)`: the curve of validation.
     """
 
     value: Float[Array, " rows"]
     grad_norm: Float[Array, " rows"]
     step_norm: Float[Array, " rows"] | None
     counts: Counts
+    skipped: Int[Array, " rows"] | None = None
+    validation: Validation | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +70,8 @@ class Solution:
       method: the name of the method that ran.
       reason: why it was chosen, where `method="auto"` or `"advise"` chose it.
       remainder: what else the loop held at the end; see `state`.
+      skipped: from `fit`: steps that met NaN or infinity and were void, beside those in `steps`;
+        None from other drivers.
     """
 
     params: Params
@@ -66,6 +86,7 @@ class Solution:
     method: str = dataclasses.field(metadata={"static": True}, default="")
     reason: str = dataclasses.field(metadata={"static": True}, default="")
     remainder: Any = dataclasses.field(default=None, repr=False)
+    skipped: Int[Array, ""] | None = None
 
     @property
     def state(self) -> Any:
@@ -96,10 +117,12 @@ class Solution:
             f"{int(n)} {kind}" for kind, n in self.counts._asdict().items() if int(n) > 0
         )
         chosen = f" ({self.reason})" if self.reason else ""
+        skipped = "" if self.skipped is None else int(self.skipped)
+        void = f", {skipped} skipped as not finite" if skipped else ""
         return (
             f"{status.name}: {status.sentence}\n"
             f"  value {float(self.value):.10g}, max|grad| {float(self.grad_norm):.3g}, "
-            f"{int(self.steps)} steps of {self.method}{chosen}\n"
+            f"{int(self.steps)} steps of {self.method}{chosen}{void}\n"
             f"  oracle calls: {calls}"
         )
 
