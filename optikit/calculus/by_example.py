@@ -52,7 +52,6 @@ def statistics_by_example(
       sharing: "expand" for losses by position, "reduce" for models that average over positions.
       inputs_only: of matrices A alone.
     """
-
     layout = layers.layout
 
     def uses(weights: Array, beside: Any, slopes: Any) -> list[Factors]:
@@ -134,9 +133,7 @@ def _passes(
     leaves, structure = jax.tree.flatten(params)
     loose = layers.layout.loose
     size = jax.tree.leaves(inputs)[0].shape[0]
-    probes = jax.tree.map(
-        lambda p: jnp.zeros((size, *p.shape), p.dtype), layers.found.probes()
-    )
+    probes = jax.tree.map(lambda p: jnp.zeros((size, *p.shape), p.dtype), layers.found.probes())
 
     def run(probes: Any, free: list[Array]) -> Any:
         mixed = list(leaves)

@@ -24,6 +24,7 @@ from optikit.calculus.seeds import Source, seeds
 from optikit.calculus.sites import Site, View
 from optikit.core import Counts, Key, Params, tree
 
+
 class Factors(NamedTuple):
     """Statistics of one block.
 
@@ -128,7 +129,11 @@ def priced_seeds(
     """
     if inputs_only:
         oracle.tap("value")
-        return jax.tree.map(lambda o: jnp.zeros((1, *o.shape), o.dtype), outputs), 1, Counts(value=1)
+        return (
+            jax.tree.map(lambda o: jnp.zeros((1, *o.shape), o.dtype), outputs),
+            1,
+            Counts(value=1),
+        )
     several = seeds(oracle, outputs, source, key)
     count = jax.tree.leaves(several)[0].shape[0]
     if source != "exact":

@@ -248,9 +248,7 @@ def _blocks(
         if bias is not None:
             stack, _, outputs = _stack_shape(sites[k])
             sides = (True, outputs <= max_size)
-            blocks.append(
-                Block("kronecker", None, bias, (Use(k),), (stack, 1, outputs), sides)
-            )
+            blocks.append(Block("kronecker", None, bias, (Use(k),), (stack, 1, outputs), sides))
     return blocks
 
 

@@ -10,9 +10,7 @@ from optikit.calculus.oracle import Oracle
 from optikit.core import Params, tree
 
 
-def inner_products(
-    oracle: Oracle, params: Params, directions: list[Params]
-) -> Float[Array, "d d"]:
+def inner_products(oracle: Oracle, params: Params, directions: list[Params]) -> Float[Array, "d d"]:
     """<u, F v> for all pairs of directions, F the Gauss-Newton matrix with the penalty's Hessian.
 
     Price: Counts(value=1, jvp=d): products with the Jacobian, none with its transpose.
@@ -27,8 +25,9 @@ def inner_products(
         moved.append(forward(direction))
     if objective.kind == "residuals":
         bent = moved
-        if objective.robust is not None:
-            weights = jax.tree.map(lambda r: objective.robust.scaled(r)[1] ** 2, outputs)
+        robust = objective.robust
+        if robust is not None:
+            weights = jax.tree.map(lambda r: robust.scaled(r)[1] ** 2, outputs)
             bent = [jax.tree.map(jnp.multiply, weights, m) for m in moved]
     else:
         loss = loss_of(objective)

@@ -95,7 +95,7 @@ def buckets(sizes: Sequence[int], slack: float = 0.0) -> list[list[int]]:
 def kronecker_product(
     left: Float[Array, "k i i"], v: Float[Array, "k i o"], right: Float[Array, "k o o"]
 ) -> Float[Array, "k i o"]:
-    """left V right, matrix by matrix: 2 i o (i + o) flops each."""
+    """Left V right, matrix by matrix: 2 i o (i + o) flops each."""
     # three TF32 products in place of one where float32 would be rounded to it
     precision = lax.Precision.HIGH
     return jnp.matmul(jnp.matmul(left, v, precision=precision), right, precision=precision)
@@ -181,7 +181,5 @@ def _by_newton(a: Factor, warm: Factor) -> Factor:
 
     begun = size(first)
     zero = jnp.asarray(0, jnp.int32)
-    x, _, end, _, _ = lax.while_loop(
-        running, body, (start, first, begun, begun > enough, zero)
-    )
+    x, _, end, _, _ = lax.while_loop(running, body, (start, first, begun, begun > enough, zero))
     return jnp.where((end < 0.5)[:, None, None], x, jnp.nan)

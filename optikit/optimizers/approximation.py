@@ -92,9 +92,7 @@ def block_mean(block: Block, factors: Factors) -> Float[Array, "*k"]:
     return left if isinstance(factors.g, tuple) else left * mean_eigenvalue(factors.g)
 
 
-def split_damping(
-    factors: Factors, level: Level
-) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+def split_damping(factors: Factors, level: Level) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """(pi gamma, gamma / pi): the damping of each factor, in proportion to its mean eigenvalue.
 
     pi^2 is the ratio of the mean eigenvalues, gamma^2 the damping of the block: Martens & Grosse

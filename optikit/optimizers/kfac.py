@@ -76,13 +76,13 @@ def kfac(
       slack: share by which a factor may fall short of one that it is padded to and inverted with.
       max_size: length of a side above which only the diagonal of its factor is kept.
       exclude: leaves whose path holds one of these get the fallback, unwarned.
-      fallback: "diagonal", from the gradients of sampled losses squared; or an optax transformation,
-        whose updates are taken as they are.
+      fallback: "diagonal", from the gradients of sampled losses squared; "gradient", for gradients
+        as they are; or an optax transformation, whose updates are taken as they are.
 
     Cost: statistics 1 grad and 2 (inputs^2 + outputs^2) flops a row and layer; inverses
     7/3 (inputs^3 + outputs^3); a step 2 inputs outputs (inputs + outputs), on fixed data also a
-    value and two jvps. Before the first step ten values and five jvps for the damping. Memory: twice
-    the factors, and a copy of the parameters.
+    value and two jvps. Before the first step ten values and five jvps for the damping. Memory:
+    twice the factors, and a copy of the parameters.
 
     Example:
       >>> import optikit as ok
@@ -122,7 +122,7 @@ def kfac(
 
 
 def by_example(sharing: Sharing):
-    """args -> whether statistics need the rows of each example."""
+    """Args -> whether statistics need the rows of each example."""
     return lambda args: sharing == "reduce" or len(args) == 3
 
 
@@ -136,9 +136,7 @@ def gathering(curvature: Source, sharing: Sharing, *, inputs_only: bool = False,
                 oracle, params, layers, key, source=curvature, sharing=sharing,
                 inputs_only=inputs_only,
             )  # fmt: skip
-        return statistics(
-            oracle, params, layers, key, source=curvature, inputs_only=inputs_only
-        )
+        return statistics(oracle, params, layers, key, source=curvature, inputs_only=inputs_only)
 
     return gather
 

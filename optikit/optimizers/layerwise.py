@@ -44,8 +44,8 @@ KEPT, BROKEN = 0.75, 0.25
 FACTOR = 1.5
 """By which the damping is changed."""
 
-LEAST, LARGEST = 1e-9, 1e6
-"""Bounds of the relative damping."""
+LARGEST = 1e6
+"""Bound of the relative damping; the other is what rounding leaves of a factorisation."""
 
 Rate = float | Callable[[Any], Any]
 
@@ -96,6 +96,9 @@ class Settings(NamedTuple):
 def layerwise(approximation: Approximation, scaling: Scaling, settings: Settings) -> Optimizer:
     """The optimizer of an approximation."""
     settings.check()
+    if isinstance(scaling.fallback, str) and scaling.fallback not in ("diagonal", "gradient"):
+        msg = f"fallback is 'diagonal', 'gradient' or a transformation; got {scaling.fallback!r}."
+        raise ValueError(msg)
     parts = _Parts(approximation, scaling, settings)
     refresh = [Refresh(settings.stats_every, parts.observe)]
     if settings.damping is None:
@@ -213,9 +216,9 @@ class _Parts(NamedTuple):
         kept, broken = gained >= KEPT * promised, ~(gained >= BROKEN * promised)  # NaN included
         factor = jnp.where(kept, 1 / FACTOR, jnp.where(broken, FACTOR, 1))
         factor = jnp.where(gained > 0, factor, 4)
-        damping = jnp.clip(state.damping * factor.astype(t.dtype), LEAST, LARGEST)
-        if not self.settings.adapt:
-            damping = state.damping
+        damping = state.damping
+        if self.settings.adapt:
+            damping = _within_bounds(damping * factor.astype(damping.dtype))
         t = jnp.where(gained > 0, t, t / 4)
         rate = jnp.where(state.rate > 0, jnp.sqrt(state.rate * t), t)
         rate = jnp.where(jnp.isfinite(rate), rate, state.rate)
@@ -246,7 +249,7 @@ class _Parts(NamedTuple):
         factor = jnp.where(broken, FACTOR, factor).astype(t.dtype)
         damping = state.damping
         if self.settings.adapt:
-            damping = jnp.clip(damping * factor, LEAST, LARGEST)
+            damping = _within_bounds(damping * factor)
         velocity = jax.tree.map(lambda s: search.step_size.astype(s.dtype) * s, best.step)
         search = search._replace(counts=tally(spent, search.counts))
         info = info_from_search(search, damping=state.damping)
@@ -314,9 +317,7 @@ class _Parts(NamedTuple):
         )
         return state._replace(blocks=kept)
 
-    def _direction(
-        self, oracle: Oracle, at: Eval, state: LayerwiseState, layers: Layers
-    ) -> Params:
+    def _direction(self, oracle: Oracle, at: Eval, state: LayerwiseState, layers: Layers) -> Params:
         return self.scaling.direction(oracle, at, state, layers)
 
     def _drag(self, state: LayerwiseState, layers: Layers, directions: list[Params]) -> Array:
@@ -334,3 +335,5 @@ def _along(oracle: Oracle, at: Eval, d: Params, drag: Scalar) -> tuple[Scalar, S
     return t, -t * slope / 2
 
 
+def _within_bounds(damping: Scalar) -> Scalar:
+    return jnp.clip(damping, 8 * tree.eps(damping.dtype), LARGEST)

@@ -23,9 +23,20 @@ Fallback = str | optax.GradientTransformation
 class Kept(Protocol):
     """What a layerwise method's state holds, as far as it matters here."""
 
-    blocks: tuple[Any, ...]
-    loose: Any
-    damping: Scalar
+    @property
+    def blocks(self) -> tuple[Any, ...]:
+        """By block of the layout."""
+        ...
+
+    @property
+    def loose(self) -> Any:
+        """Of the leaves without factors."""
+        ...
+
+    @property
+    def damping(self) -> Scalar:
+        """Relative."""
+        ...
 
 
 class Scaling(NamedTuple):
@@ -36,7 +47,7 @@ class Scaling(NamedTuple):
       approximation: of the blocks.
       max_size: length of a side above which only the diagonal of its factor is kept.
       exclude: parts of paths of leaves that are loose on purpose.
-      fallback: for loose leaves: "diagonal", or a transformation of optax.
+      fallback: for loose leaves: "diagonal", "gradient", or a transformation of optax.
     """
 
     name: str
@@ -57,22 +68,22 @@ class Scaling(NamedTuple):
         )
         if layers.reasons:
             named = "; ".join(f"params{path} {why}" for path, why in layers.reasons.items())
-            how = "a diagonal" if self._by_diagonal else "the fallback given"
+            how = f"the {self.fallback}" if isinstance(self.fallback, str) else "the fallback given"
             _warn_once(f"{self.name} has no layer for: {named}. Instead of factors: {how}.")
         return layers
 
     @property
     def _by_diagonal(self) -> bool:
-        return isinstance(self.fallback, str)
+        return self.fallback == "diagonal"
 
     def loose_state(self, params: Params, layout: Layout) -> Any:
         """Of the loose leaves, before anything is known."""
         leaves = jax.tree.leaves(params)
         mine = [leaves[i] for i in layout.loose]
-        if isinstance(self.fallback, str):
+        if self._by_diagonal:
             dtype = tree.inner_dtype(params)
             return tuple(jnp.zeros(x.shape, dtype) for x in mine)
-        return self.fallback.init(mine)
+        return () if isinstance(self.fallback, str) else self.fallback.init(mine)
 
     def observed(self, loose: Any, found: tuple[Array, ...], past: Scalar) -> Any:
         """With one batch more in the diagonals."""
@@ -113,9 +124,7 @@ class Scaling(NamedTuple):
         # a layer that no gradient reaches yet has no curvature either
         return blocks, loose, jnp.where(top > 0, 1e-6 * top, 1)
 
-    def direction(
-        self, oracle: Oracle, at: Eval, state: Kept, layers: Layers
-    ) -> Params:
+    def direction(self, oracle: Oracle, at: Eval, state: Kept, layers: Layers) -> Params:
         """Downhill, in at least float32; zero for the leaves of a transformation."""
         levels, rest = self.levels(oracle, at.params, state, layers)
         divide = self.approximation.divide
@@ -133,7 +142,8 @@ class Scaling(NamedTuple):
                 for i, d, level in zip(layers.layout.loose, state.loose, rest, strict=True)
             ]
         else:
-            loose = [jnp.zeros_like(leaves[i]) for i in layers.layout.loose]
+            factor = -1 if isinstance(self.fallback, str) else 0
+            loose = [factor * leaves[i] for i in layers.layout.loose]
         return layers.assembled(held, loose, like)
 
     def transformed(self, at: Eval, loose: Any, layers: Layers) -> tuple[Params | None, Any]:
@@ -146,13 +156,11 @@ class Scaling(NamedTuple):
             [leaves[i] for i in mine], loose, [values[i] for i in mine]
         )
         blank = [jnp.zeros(x.shape, tree.inner_dtype(x)) for x in leaves]
-        for i, update in zip(mine, updates, strict=True):
+        for i, update in zip(mine, jax.tree.leaves(updates), strict=True):
             blank[i] = update.astype(blank[i].dtype)
         return jax.tree.unflatten(layers.structure, blank), loose
 
-    def drag(
-        self, state: Kept, layers: Layers, directions: list[Params]
-    ) -> Float[Array, "d d"]:
+    def drag(self, state: Kept, layers: Layers, directions: list[Params]) -> Float[Array, "d d"]:
         """<u, D v> for all pairs of directions, D the relative damping."""
         blocks, loose, least = self._relative(state, layers)
         flat = [jax.tree.leaves(d) for d in directions]

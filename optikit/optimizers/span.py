@@ -41,7 +41,7 @@ class Combination(NamedTuple):
 def best_in_span(
     oracle: Oracle, at: Eval, d: Params, last: Params, drag: Float[Array, "2 2"]
 ) -> tuple[Combination, Counts]:
-    """alpha d + mu last that minimises <g, s> + <s, (F + D) s> / 2.
+    """Alpha d + mu last that minimises <g, s> + <s, (F + D) s> / 2.
 
     Args:
       d, last: of any floating dtype; last may be zero.
