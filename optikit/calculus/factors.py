@@ -150,7 +150,7 @@ def with_signs(seed: Any, key: Key) -> Any:
 
     def signed(s: Array) -> Array:
         signs = jax.random.rademacher(key, s.shape[:1], s.dtype)
-        return s * signs.reshape(-1, *(1,) * (s.ndim - 1))
+        return s * signs.reshape(signs.shape + (1,) * (s.ndim - signs.ndim))
 
     return jax.tree.map(signed, seed)
 

@@ -44,7 +44,7 @@ class Approximation(NamedTuple):
       divide: (block, kept, gradient, level) -> the gradient divided by the damped curvature.
       moments: (oracle, params, layers, all kept, key) -> (all kept, Counts): what is averaged in
         the bases, after they have been found; or None.
-      single: args -> whether statistics are gathered example by example.
+      single: oracle -> whether statistics are gathered example by example.
       whole: whether it has the units of the curvature, so that its damping is a curvature too.
     """
 
@@ -52,7 +52,7 @@ class Approximation(NamedTuple):
     gather: Callable[[Oracle, Params, Layers, Key], tuple[Statistics, Counts]]
     prepare: Callable[[Layout, tuple, list[Level]], tuple]
     divide: Callable[[Block, Any, Array, Level], Array]
-    single: Callable[[tuple], bool]
+    single: Callable[[Oracle], bool]
     moments: Callable[..., tuple[tuple, Counts]] | None = None
     whole: bool = True
 

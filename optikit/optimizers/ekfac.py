@@ -16,10 +16,10 @@ from optikit.calculus.by_example import Sharing, has_rows, second_moments
 from optikit.calculus.factors import Factors
 from optikit.calculus.layers import MAX_SIZE, Block, Layers, Layout
 from optikit.calculus.seeds import Source
-from optikit.core import Key, Params, memoized
+from optikit.core import Counts, Key, Params, memoized
 from optikit.linalg.kronecker import eigenbases
 from optikit.optimizers.approximation import Approximation, Level, blank_factors, mixed, past_weight
-from optikit.optimizers.kfac import gathering
+from optikit.optimizers.kfac import by_example, gathering
 from optikit.optimizers.layerwise import Rate, Settings, layerwise
 from optikit.optimizers.protocol import Optimizer
 from optikit.optimizers.scaling import Fallback, Scaling
@@ -56,7 +56,8 @@ def ekfac(
 
     The arguments are those of `kfac`; `inverse_every` is for the eigenbases. Statistics are
     gathered example by example, so the model must treat examples alone (no batch normalisation),
-    and activations are kept. Tables of embeddings keep K-FAC's products of eigenvalues.
+    and activations are kept. Tables of embeddings keep K-FAC's products of eigenvalues, and so do
+    the layers of `residuals(...)`, which do not tell their examples apart.
 
     Cost: as K-FAC, with 9 (inputs^3 + outputs^3) flops for a layer's bases, a second pass for the
     moments, and twice the products in a step. The damping is new at every step.
@@ -79,6 +80,8 @@ def ekfac(
 
     def moments(oracle: Oracle, params: Params, layers: Layers, kept: tuple, key: Key):
         blocks = layers.layout.blocks
+        if not single(oracle):
+            return kept, Counts()
         bases = [
             (k.left, k.right) if _rotated(b) and has_rows(layers, b) else None
             for b, k in zip(blocks, kept, strict=True)
@@ -92,12 +95,13 @@ def ekfac(
         )  # fmt: skip
         return new, counts
 
+    single = by_example(sharing, always=True)
     approximation = Approximation(
         _init,
-        gathering(curvature, sharing, always=True),
+        gathering(curvature, sharing, single),
         _bases,
         _divided,
-        lambda args: True,
+        single,
         moments,
     )
     return layerwise(

@@ -76,12 +76,13 @@ def foof(
         found = dict(zip(places, inverses, strict=True))
         return tuple(k._replace(left=found.get(i, k.left)) for i, k in enumerate(kept))
 
+    single = by_example(sharing)
     approximation = Approximation(
         _init,
-        gathering("empirical", sharing, inputs_only=True),
+        gathering("empirical", sharing, single, inputs_only=True),
         prepare,
         _divided,
-        by_example(sharing),
+        single,
         whole=False,
     )
     return layerwise(

@@ -1,5 +1,6 @@
 """K-FAC: the curvature of each layer as a Kronecker product of two small matrices."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array
@@ -94,7 +95,8 @@ def kfac(
       (True, [1.0, 2.0])
 
     Raises:
-      TypeError: when run on a black box, or "sampled" with a loss that is no likelihood.
+      TypeError: when run on a black box; "sampled" with a loss that is no likelihood; "reduce" on
+        residuals.
       ValueError: an argument out of range.
 
     References: Martens & Grosse (2015); Grosse & Martens (2016) for convolutions; Eschenhagen et
@@ -108,8 +110,9 @@ def kfac(
     def prepare(layout: Layout, kept: tuple, levels: list[Level]) -> tuple:
         return inverted(layout, kept, levels, inverse, slack)
 
+    single = by_example(sharing)
     approximation = Approximation(
-        init, gathering(curvature, sharing), prepare, divided, by_example(sharing)
+        init, gathering(curvature, sharing, single), prepare, divided, single
     )
     return layerwise(
         approximation,
@@ -121,17 +124,30 @@ def kfac(
     )  # fmt: skip
 
 
-def by_example(sharing: Sharing):
-    """Args -> whether statistics need the rows of each example."""
-    return lambda args: sharing == "reduce" or len(args) == 3
+def by_example(sharing: Sharing, *, always: bool = False) -> Callable[[Oracle], bool]:
+    """Oracle -> whether statistics need the rows of each example, which residuals do not tell."""
+
+    def needed(oracle: Oracle) -> bool:
+        if oracle.objective.kind == "composite":
+            return always or sharing == "reduce" or len(oracle.args) == 3
+        if sharing == "reduce":
+            msg = (
+                "sharing='reduce' needs to know the examples: use composite(predict, loss), or "
+                "sharing='expand'."
+            )
+            raise TypeError(msg)
+        return False
+
+    return needed
 
 
-def gathering(curvature: Source, sharing: Sharing, *, inputs_only: bool = False, always=False):
-    """How factors are gathered, by rows of examples where that is needed."""
-    single = by_example(sharing)
+def gathering(
+    curvature: Source, sharing: Sharing, single: Callable[[Oracle], bool], *, inputs_only=False
+):
+    """How factors are gathered: in one sum, or by the rows of examples where that is needed."""
 
     def gather(oracle: Oracle, params: Params, layers: Layers, key: Key):
-        if always or _is_single(oracle, single):
+        if single(oracle):
             return statistics_by_example(
                 oracle, params, layers, key, source=curvature, sharing=sharing,
                 inputs_only=inputs_only,
@@ -139,10 +155,6 @@ def gathering(curvature: Source, sharing: Sharing, *, inputs_only: bool = False,
         return statistics(oracle, params, layers, key, source=curvature, inputs_only=inputs_only)
 
     return gather
-
-
-def _is_single(oracle: Oracle, single) -> bool:
-    return oracle.objective.kind == "composite" and single(oracle.args)
 
 
 def inverted(

@@ -62,7 +62,7 @@ class Scaling(NamedTuple):
             oracle.objective,
             params,
             oracle.args,
-            single=self.approximation.single(oracle.args),
+            single=self.approximation.single(oracle),
             max_size=self.max_size,
             exclude=self.exclude,
         )
