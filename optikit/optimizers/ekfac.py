@@ -5,17 +5,16 @@ diagonal is E (U_A^T grad U_G)^2 over the gradients of single examples: of all i
 nearest to the true curvature.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from optikit.calculus import Oracle
-from optikit.calculus.by_example import Sharing, has_rows, second_moments
+from optikit.calculus.by_example import has_rows, second_moments
 from optikit.calculus.factors import Factors
 from optikit.calculus.layers import MAX_SIZE, Block, Layers, Layout
-from optikit.calculus.seeds import Source
 from optikit.core import Counts, Key, Params, memoized
 from optikit.linalg.kronecker import eigenbases
 from optikit.optimizers.approximation import Approximation, Level, blank_factors, mixed, past_weight
@@ -39,8 +38,8 @@ class Eigen(NamedTuple):
 def ekfac(
     learning_rate: Rate | None = None,
     *,
-    curvature: Source = "sampled",
-    sharing: Sharing = "expand",
+    curvature: Literal["sampled", "exact", "empirical"] = "sampled",
+    sharing: Literal["expand", "reduce"] = "expand",
     damping: float | None = None,
     adapt: bool = True,
     momentum: float = 0.9,

@@ -4,16 +4,15 @@ K-FAC with nothing on the side of the outputs: the step that makes a layer's out
 their own gradients. Its statistics need no way back.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from optikit.calculus.by_example import Sharing
 from optikit.calculus.layers import MAX_SIZE, Block, Layout
 from optikit.core import memoized
-from optikit.linalg.kronecker import Inversion, damped_inverses
+from optikit.linalg.kronecker import damped_inverses
 from optikit.optimizers.approximation import Approximation, Level, blank_factors
 from optikit.optimizers.kfac import Inverses, by_example, gathering
 from optikit.optimizers.layerwise import Rate, Settings, layerwise
@@ -25,7 +24,7 @@ from optikit.optimizers.scaling import Fallback, Scaling
 def foof(
     learning_rate: Rate | None = None,
     *,
-    sharing: Sharing = "expand",
+    sharing: Literal["expand", "reduce"] = "expand",
     damping: float | None = None,
     adapt: bool = True,
     momentum: float = 0.9,
@@ -33,7 +32,7 @@ def foof(
     weight_decay: float = 0.0,
     stats_every: int = 10,
     inverse_every: int = 10,
-    inverse: Inversion = "cholesky",
+    inverse: Literal["cholesky", "newton-schulz"] = "cholesky",
     slack: float = 0.0,
     max_size: int = MAX_SIZE,
     exclude: tuple[str, ...] = (),

@@ -1,7 +1,7 @@
 """K-FAC: the curvature of each layer as a Kronecker product of two small matrices."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array
 
@@ -35,8 +35,8 @@ class Inverses(NamedTuple):
 def kfac(
     learning_rate: Rate | None = None,
     *,
-    curvature: Source = "sampled",
-    sharing: Sharing = "expand",
+    curvature: Literal["sampled", "exact", "empirical"] = "sampled",
+    sharing: Literal["expand", "reduce"] = "expand",
     damping: float | None = None,
     adapt: bool = True,
     momentum: float = 0.9,
@@ -44,7 +44,7 @@ def kfac(
     weight_decay: float = 0.0,
     stats_every: int = 10,
     inverse_every: int = 10,
-    inverse: Inversion = "cholesky",
+    inverse: Literal["cholesky", "newton-schulz"] = "cholesky",
     slack: float = 0.0,
     max_size: int = MAX_SIZE,
     exclude: tuple[str, ...] = (),

@@ -47,6 +47,10 @@ FACTOR = 1.5
 LARGEST = 1e6
 """Bound of the relative damping; the other is what rounding leaves of a factorisation."""
 
+OVERSHOT = -0.1
+"""Share of the gradient's slope that earlier directions have uphill, from which they went too far.
+On noise alone it is near zero; as the restarts of O'Donoghue & Candes (2015), section 3.2."""
+
 Rate = float | Callable[[Any], Any]
 
 
@@ -258,15 +262,20 @@ class _Parts(NamedTuple):
 
     def _on_a_batch(self, at: Eval, state: LayerwiseState, d: Params, changes: Params | None):
         settings, dtype = self.settings, at.value.dtype
-        rate, new_signal = state.rate * state.signal, state.signal
+        rate, signal, velocity = state.rate, state.signal, state.velocity
         if settings.learning_rate is None:
             # what an average over earlier batches agrees with is signal; the rest is noise
             whole = -tree.vdot(at.grad, d)
-            shared = -tree.vdot(at.grad, state.velocity)
+            shared = -tree.vdot(at.grad, velocity)
             known = (state.steps > 0) & (whole > 0)
-            share = jnp.clip(shared / jnp.where(known, whole, 1), 0, 1).astype(dtype)
+            share = jnp.where(known, shared / jnp.where(known, whole, 1), 1).astype(dtype)
             past = jnp.minimum(1 - 1 / (state.steps.astype(dtype) + 1), 0.99)
-            new_signal = jnp.where(known, past * state.signal + (1 - past) * share, state.signal)
+            signal = jnp.where(known, past * signal + (1 - past) * jnp.clip(share, 0, 1), signal)
+            # uphill where the last steps went: too far, also for the average of directions
+            overshot = share < OVERSHOT
+            state = state._replace(rate=jnp.where(overshot, rate / 2, rate))
+            velocity = tree.where(overshot, tree.zeros_like(velocity), velocity)
+            rate = state.rate * signal
         elif callable(settings.learning_rate):
             rate = jnp.asarray(settings.learning_rate(state.steps)).astype(dtype)
         else:
@@ -280,7 +289,7 @@ class _Parts(NamedTuple):
         beta = jnp.asarray(settings.momentum)
         velocity = jax.tree.map(
             lambda v, x: beta.astype(v.dtype) * v + (1 - beta).astype(v.dtype) * x,
-            state.velocity, d,
+            velocity, d,
         )  # fmt: skip
         # the average starts at zero: divided by the weights that it has
         bias = 1 - beta.astype(dtype) ** (state.steps.astype(dtype) + 1)
@@ -303,7 +312,7 @@ class _Parts(NamedTuple):
             status=running(),
             extras={"step_size": rate, "damping": state.damping},
         )
-        new = state._replace(steps=state.steps + 1, velocity=velocity, signal=new_signal)
+        new = state._replace(steps=state.steps + 1, velocity=velocity, signal=signal)
         return params, None, new, info
 
     def _prepared(
