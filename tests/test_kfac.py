@@ -75,8 +75,16 @@ def test_exact_where_theory_says_so(model, params, outputs):
     args = (X, draw(10, N, outputs))
     layers = find_layers(objective, params, args)
     oracle = bind(objective, args)
-    found, counts = statistics(oracle, params, layers, KEY, source="exact")
-    assert (counts.value, counts.vjp) == (1, outputs)
+    counts = []
+
+    @jax.jit
+    def gather():
+        found, price = statistics(oracle, params, layers, KEY, source="exact")
+        counts.append(price)
+        return found
+
+    found = gather()
+    assert (counts[0].value, counts[0].vjp) == (1, outputs)
     exact = ok.ggn(objective, params, args=args).dense()
     mine = dense_blocks(layers, found.blocks)
     np.testing.assert_allclose(mine, jnp.where(mine == 0, 0, exact), atol=1e-14)
@@ -94,9 +102,9 @@ def test_factors_are_what_the_paper_defines():
     objective = ok.composite(network, ok.losses.softmax_cross_entropy)
     args = (X, LABELS)
     layers = find_layers(objective, NET, args)
-    found = by_leaf(
-        layers, statistics(bind(objective, args), NET, layers, KEY, source="exact")[0].blocks
-    )
+    oracle = bind(objective, args)
+    gathered = jax.jit(lambda: statistics(oracle, NET, layers, KEY, source="exact")[0].blocks)()
+    found = by_leaf(layers, gathered)
     hidden = np.tanh(X @ NET["u"] + NET["b"][None])
     p = jax.nn.softmax(hidden @ (0.5 * NET["w"].T))
     fisher = [np.diag(q) - np.outer(q, q) for q in np.asarray(p)]
@@ -148,7 +156,7 @@ def test_second_moments_are_those_of_each_examples_gradient(source):
     shapes = [b.shape for b in layers.layout.blocks]
     assert all(has_rows(layers, b) for b in layers.layout.blocks)
     bases = [tuple(jnp.linalg.qr(draw(20 + d, d, d))[0][None] for d in s[1:]) for s in shapes]
-    found, _ = second_moments(oracle, NET, layers, KEY, bases, source=source)
+    found = jax.jit(lambda: second_moments(oracle, NET, layers, KEY, bases, source=source)[0])()
 
     def gradients(label):
         def one(x):
@@ -168,11 +176,6 @@ def test_second_moments_are_those_of_each_examples_gradient(source):
             total[i] += jnp.einsum("n,nkjp->kjp", weight, rotated**2) / N
     for mine, definition in zip(found, total, strict=True):
         np.testing.assert_allclose(mine, definition, rtol=1e-10, atol=1e-15)
-
-
-def scaled_and_free(p, x):
-    """With a normalisation's scale, and a leaf that enters in no layer."""
-    return (x * p["s"][None]) @ p["w"] * jnp.exp(p["free"])
 
 
 def test_sampled_factors_have_the_exact_ones_for_their_mean():
@@ -219,7 +222,8 @@ def test_two_ways_of_gathering_agree_and_weights_count():
     for data in ((X, LABELS, jnp.ones(N)), spoiled):
         layers = find_layers(plain, NET, data, single=True)
         oracle = bind(plain, data)
-        found.append(statistics_by_example(oracle, NET, layers, KEY, source="exact")[0].blocks)
+        gather = functools.partial(statistics_by_example, oracle, NET, layers, source="exact")
+        found.append(jax.jit(lambda k, g=gather: g(k)[0].blocks)(KEY))
     assert difference(found[1], found[0]) < 1e-13
 
 
@@ -229,8 +233,8 @@ def test_reduce_averages_inputs_and_sums_gradients():
     objective = ok.composite(lambda p, x: jnp.mean(x @ p, axis=1), ok.losses.squared_error)
     args, params = (x, draw(41, N, 3)), draw(42, 4, 3)
     layers = find_layers(objective, params, args, single=True)
-    gather = functools.partial(statistics_by_example, bind(objective, args), params, layers, KEY)
-    (found,) = gather(source="exact", sharing="reduce")[0].blocks
+    gather = functools.partial(statistics_by_example, bind(objective, args), params, layers)
+    (found,) = jax.jit(lambda k: gather(k, source="exact", sharing="reduce")[0].blocks)(KEY)
     exact = ok.ggn(objective, params, args=args).dense()
     mean = x.mean(1)
     np.testing.assert_allclose(found.a[0], mean.T @ mean / N, rtol=1e-12)
@@ -313,7 +317,8 @@ def test_a_small_network_trains_untuned_in_float32(factory):
 def test_it_leaves_as_an_optax_transformation():
     objective = ok.composite(linear, ok.losses.squared_error)
     args = (X, draw(10, N, 3))
-    tx = as_optax(kfac(0.5, damping=1e-6), objective, example=args)
+    method = kfac(0.5, curvature="exact", damping=1e-9, momentum=0.0, adapt=False)
+    tx = as_optax(method, objective, example=args)
     with pytest.raises(TypeError, match="example="):
         as_optax(kfac(0.5), objective).init(LINEAR)
 
@@ -325,11 +330,12 @@ def test_it_leaves_as_an_optax_transformation():
 
     params, state = LINEAR, tx.init(LINEAR)
     values = []
-    for _ in range(12):
+    for _ in range(8):
         params, state, value = step(params, state)
         values.append(float(value))
     floor = float(ok.minimize(objective, LINEAR, args=args, method="newton").value)
-    assert values[-1] - floor < 1e-2 * (values[0] - floor)
+    # half of a Newton step each: the excess falls by four, but for the damping's root
+    np.testing.assert_allclose(values[-1] - floor, (values[0] - floor) / 4**7, rtol=0.1)
 
 
 def test_dampings_may_be_swept_by_vmap():
