@@ -354,6 +354,9 @@ def test_dampings_may_be_swept_by_vmap():
 def test_static_mistakes_are_named():
     with pytest.raises(TypeError, match="need the model"):
         ok.minimize(lambda x: jnp.sum(x**2), jnp.ones(2), method=kfac())
+    objective = ok.composite(linear, ok.losses.squared_error)
+    with pytest.raises(ValueError, match="penalty="):
+        ok.minimize(objective, LINEAR, args=(X, X[:, :3]), method=kfac(weight_decay=0.1))
     for wrong in ({"damping": 0.0}, {"momentum": 1.0}, {"stats_every": 0}, {"fallback": "none"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             kfac(**wrong)

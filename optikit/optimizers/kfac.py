@@ -71,7 +71,7 @@ def kfac(
       momentum: weight of the past in the average of directions, on batches or with a given rate.
       norm_constraint: bound on the squared length of a step in the metric of the curvature, on
         batches or with a given rate.
-      weight_decay: decoupled, times the rate; on fixed data use a penalty instead.
+      weight_decay: decoupled, times the rate; on fixed data without a rate use a penalty.
       stats_every, inverse_every: steps between statistics, and between inverses.
       inverse: "cholesky", or "newton-schulz" by products alone.
       slack: share by which a factor may fall short of one that it is padded to and inverted with.

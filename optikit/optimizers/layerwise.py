@@ -242,6 +242,13 @@ class _Parts(NamedTuple):
     def _on_fixed_data(
         self, oracle: Oracle, at: Eval, state: LayerwiseState, d: Params, layers: Layers
     ):
+        decay = self.settings.weight_decay
+        if isinstance(decay, (int, float)) and decay:
+            msg = (
+                f"weight_decay={decay} needs a learning rate to go with: on fixed data use "
+                f"composite(..., penalty=ok.losses.l2({decay})), or give learning_rate."
+            )
+            raise ValueError(msg)
         drag = self._drag(state, layers, [d, state.velocity])
         best, spent = best_in_span(oracle, at, d, state.velocity, drag)
         search = searched(oracle, at, best)
