@@ -22,7 +22,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+SIBLINGS = {"ekfac", "foof"}
+"""They share all but their factors with kfac, whose contracts run every time."""
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        method = getattr(item, "callspec", None) and item.callspec.params.get("method")
+        if item.path.name == "test_contract.py" and method in SIBLINGS:
+            item.add_marker(pytest.mark.slow)
     if jax.default_backend() == "gpu":
         return
     no_gpu = pytest.mark.skip(reason="needs a GPU")

@@ -30,6 +30,11 @@ METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
 NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
 NEEDS_STRUCTURE = {"fisher-scoring", "natural-gradient"}
+NEEDS_LAYERS = {
+    "ekfac",
+    "foof",
+    "kfac",
+}  # on a model without any they are preconditioned by entries
 
 
 def optimizer(name):
@@ -39,6 +44,8 @@ def optimizer(name):
 def suits(method, problem):
     """Whether a method is meant for a problem."""
     objective = PROBLEMS[problem].objective
+    if method in NEEDS_LAYERS:
+        return objective.kind == "composite"
     if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None

@@ -13,6 +13,9 @@ from optikit.calculus import bind
 from optikit.core import Counts, Status
 from optikit.solve.loop import advance, begin, gradient_criterion
 
+# a model of which no layer is known gets a diagonal, and is told so
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no layer for")
+
 SLOW = {
     "gradient-descent",
     "adam",

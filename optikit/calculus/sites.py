@@ -97,6 +97,7 @@ class Site:
       view: from the leaf to the operand.
       trips: lengths of the scans around it, outermost first.
       bias: the leaf that is added to the output, and goes with this one as a row of ones.
+      thin: whether only the diagonal of A, and of G, is wanted: for long sides.
     """
 
     kind: Kind
@@ -105,6 +106,7 @@ class Site:
     view: View
     trips: tuple[int, ...]
     bias: int | None = None
+    thin: tuple[bool, bool] = (False, False)
 
     @property
     def stacked(self) -> tuple[int, ...]:
@@ -156,8 +158,9 @@ class Site:
         """Sums over rows at one trip, in at least float32.
 
         (A, G) of shapes (groups, inputs, inputs) and (groups, outputs, outputs), inputs counting
-        one more with a bias; for an "embedding", A is its diagonal, (1, inputs); for "scale" and
-        "shift" the squares of the rows' gradients, in the shape of the leaf or of its slice.
+        one more with a bias, or their diagonals where they are thin, (groups, inputs); for an
+        "embedding", A is its diagonal; for "scale" and "shift" the squares of the rows' gradients,
+        in the shape of the leaf or of its slice.
         """
         a, g = self.rows(others, g)
         wide = tree.inner_dtype(g)
@@ -166,10 +169,10 @@ class Site:
         if self.kind == "embedding":
             size = self.eqn.invars[self.position].aval.shape[0]
             seen = jnp.zeros((1, size), wide).at[0, a[0]].add(1, mode="drop")
-            return seen, _gram(g, wide)
+            return seen, _gram(g, wide, thin=self.thin[1])
         if self.bias is not None:
             a = jnp.concatenate([a, jnp.ones((*a.shape[:2], 1), a.dtype)], axis=2)
-        return _gram(a, wide), _gram(g, wide)
+        return _gram(a, wide, thin=self.thin[0]), _gram(g, wide, thin=self.thin[1])
 
     def _squares(self, a: Array, g: Array) -> Array:
         """(scale a g)^2, summed over the axes along which the leaf was repeated."""
@@ -218,7 +221,11 @@ def _without(items: Any, used: list[int]) -> list[int]:
     return [i for i in items if i not in used]
 
 
-def _gram(rows: Float[Array, "groups rows d"], dtype: Any) -> Float[Array, "groups d d"]:
+def _gram(
+    rows: Float[Array, "groups rows d"], dtype: Any, *, thin: bool
+) -> Float[Array, "groups d *d"]:
+    if thin:
+        return jnp.sum(rows.astype(dtype) ** 2, axis=1)
     return jnp.einsum("gri,grj->gij", rows, rows, preferred_element_type=dtype)
 
 

@@ -16,7 +16,10 @@ from optikit.optimizers.bounded_lbfgs import bounded_lbfgs
 from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
+from optikit.optimizers.ekfac import ekfac
+from optikit.optimizers.foof import foof
 from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.kfac import kfac
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
 from optikit.optimizers.natural_gradient import natural_gradient
@@ -48,9 +51,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "bfgs": bfgs,
     "cubic": cubic,
     "dogleg": dogleg,
+    "ekfac": ekfac,
     "fisher-scoring": fisher_scoring,
+    "foof": foof,
     "gauss-newton": gauss_newton,
     "gradient-descent": gradient_descent,
+    "kfac": kfac,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
     "natural-gradient": natural_gradient,
@@ -148,10 +154,13 @@ __all__ = [
     "bounded_newton_cg",
     "cubic",
     "dogleg",
+    "ekfac",
     "fisher_scoring",
+    "foof",
     "from_optax",
     "gauss_newton",
     "gradient_descent",
+    "kfac",
     "lbfgs",
     "levenberg_marquardt",
     "named",
