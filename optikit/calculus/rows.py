@@ -36,6 +36,9 @@ from optikit.core.tree import HIGHEST
 
 RowKind = Literal["ggn", "fisher"]
 
+CHUNK = 2**24
+"""Numbers that rows may fill where only their sums are wanted."""
+
 
 class Rows(NamedTuple):
     """The curvature R^T R + diag(extra) at a point whose gradient is R^T w + q.
@@ -87,6 +90,28 @@ def curvature_rows(oracle: Oracle, params: Params, kind: RowKind) -> Rows:
         _, a, b = robust_weights(oracle.objective, r, 0)
         r, jacobian = a * r, b[:, None] * jacobian
     return Rows(jacobian, r, *_penalty(oracle.objective, params, jacobian.dtype))
+
+
+def curvature_diagonal(oracle: Oracle, params: Params, kind: RowKind) -> Float[Array, " n"]:
+    """The diagonal of R^T R + diag(extra). Price: Counts(jacobian=1); rows are not kept."""
+    if not _by_example(oracle.objective):
+        model = curvature_rows(oracle, params, kind)
+        return jnp.sum(model.rows**2, axis=0) + model.extra
+    oracle.tap("jacobian")
+    source = row_source(oracle, params, kind)
+    index = jnp.arange(source.examples, dtype=jnp.int32)
+    many = max(1, min(CHUNK // (source.width * source.q.size), COLUMNS_AT_ONCE))
+
+    def squares(i: Array) -> Array:
+        return jnp.sum(source.take(i) ** 2, axis=0)
+
+    chunks = -(-source.examples // many)
+    padded = jnp.full(chunks * many, source.examples, jnp.int32).at[: source.examples].set(index)
+
+    def add(k: Array, total: Array) -> Array:
+        return total + squares(lax.dynamic_slice_in_dim(padded, k * many, many))
+
+    return lax.fori_loop(0, chunks, add, source.extra)
 
 
 def count_rows(objective: Objective, params: Params, args: tuple) -> int:
