@@ -32,6 +32,11 @@ NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
 NEEDS_STRUCTURE = {"fisher-scoring", "ggn-cg", "hessian-free", "natural-gradient"}
 
 
+# a step size from the curvature of up to 50 steps ago: nothing that bends much from step to step
+NEEDS_CONVEXITY = {"sketchy-sgd"}
+CONVEX = {"quadratic", "diabetes", "breast-cancer"}
+
+
 def optimizer(name):
     return named(name, **ARGUMENTS.get(name, {}))
 
@@ -39,6 +44,8 @@ def optimizer(name):
 def suits(method, problem):
     """Whether a method is meant for a problem."""
     objective = PROBLEMS[problem].objective
+    if method in NEEDS_CONVEXITY:
+        return problem in CONVEX
     if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None
