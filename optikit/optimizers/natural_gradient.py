@@ -30,7 +30,7 @@ from optikit.calculus.rows import Rows, RowSource, count_rows, curvature_rows, r
 from optikit.core import Counts, Key, Params, Scalar, Status, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize.search import noise
-from optikit.linalg.damped import Blocks, blocked_solve, damped_solve, gram_dtype, passes
+from optikit.linalg.woodbury import Blocks, blocked_solve, damped_solve, gram_dtype, passes
 from optikit.optimizers.protocol import Optimizer, StepInfo
 from optikit.optimizers.rate import LearningRate, rate_at
 
