@@ -119,9 +119,11 @@ class Contestant:
             "error": self.curve[-1][2],
             "best_error": min(error for *_, error in self.curve),
             "steps": self.curve[-1][1],
-            "seconds": round(self.curve[-1][0], 2),
-            "seconds_to_target": round(reached[0], 3) if reached else None,
-            "compile_seconds": round(self.compile_seconds, 2),
+            "seconds": {
+                "stepping": round(self.curve[-1][0], 2),
+                f"to {target:g}": round(reached[0], 3) if reached else None,
+                "compiling": round(self.compile_seconds, 2),
+            },
             "ended": self.ended,
             "counts": {k: int(v) for k, v in self.progress.counts._asdict().items() if int(v)},
         }
