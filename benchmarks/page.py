@@ -77,7 +77,7 @@ def _facts(row: dict[str, Any]) -> str:
              "reached", "tol", "largest_difference", "cases", "digits_6", "digits_8",
              "false_claims", "median_steps", "steps_over_scipy_lm", "problems", "solved", "lowest",
              "unsolved", "fastest_share", "within_2x", "within_10x", "workers", "skipped",
-             "fits_per_second")  # fmt: skip
+             "fits_per_second", "ours", "rival", "error_ratio", "clock")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from optikit.calculus.columns import COLUMNS_AT_ONCE
 from optikit.calculus.objective import (
     Objective,
     example_losses,
@@ -29,7 +30,7 @@ from optikit.calculus.objective import (
     robust_weights,
     split_data,
 )
-from optikit.calculus.oracle import COLUMNS_AT_ONCE, Oracle
+from optikit.calculus.oracle import Oracle
 from optikit.calculus.variational import deviations, estimate, parts
 from optikit.core import Params, tree
 from optikit.core.tree import HIGHEST
