@@ -7,7 +7,7 @@ At equal seconds of stepping, compilation apart, on three problems where curvatu
 a physics-informed network (Poisson in 2-D, 2-64-1), a network with far more parameters than
 examples (diabetes, 10-256-256-1), and a neural quantum state (critical Ising ring of 12 spins, all
 configurations summed), in float64. Adam takes a cosine schedule over the seconds it has, at several
-learning rates, of which the best counts. The methods take turns of about a quarter of a second, so that a
+learning rates, of which the best counts. The methods take turns of a quarter of a second, so that a
 drift of the machine meets all alike. On a machine that others use as well, `--clock cpu` counts
 the process' own processor seconds (of all its threads) instead.
 """
