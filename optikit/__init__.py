@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from optikit.calculus import per_example_grads as per_example_grads
     from optikit.calculus import residuals as residuals
     from optikit.calculus import value_and_grad as value_and_grad
+    from optikit.calculus import variational as variational
     from optikit.core import Counts as Counts
     from optikit.core import LinearOperator as LinearOperator
     from optikit.core import Status as Status
@@ -112,6 +113,7 @@ _HOME = {
     "spectrum": "optikit.analyze",
     "trace": "optikit.analyze",
     "value_and_grad": "optikit.calculus",
+    "variational": "optikit.calculus",
 }
 
 __all__ = [
@@ -164,6 +166,7 @@ __all__ = [
     "spectrum",
     "trace",
     "value_and_grad",
+    "variational",
 ]
 
 

@@ -29,12 +29,13 @@ ARGUMENTS = {"adam": {"learning_rate": 0.05}}
 METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
 NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
-NEEDS_STRUCTURE = {"fisher-scoring", "natural-gradient"}
-NEEDS_LAYERS = {
-    "ekfac",
-    "foof",
-    "kfac",
-}  # on a model without any they are preconditioned by entries
+NEEDS_STRUCTURE = {"fisher-scoring", "ggn-cg", "hessian-free", "natural-gradient"}
+# on a model without any they are preconditioned by entries
+NEEDS_LAYERS = {"ekfac", "foof", "kfac"}
+
+# a step size from the curvature of up to 50 steps ago: nothing that bends much from step to step
+NEEDS_CONVEXITY = {"sketchy-sgd"}
+CONVEX = {"quadratic", "diabetes", "breast-cancer"}
 
 
 def optimizer(name):
@@ -46,6 +47,8 @@ def suits(method, problem):
     objective = PROBLEMS[problem].objective
     if method in NEEDS_LAYERS:
         return objective.kind == "composite"
+    if method in NEEDS_CONVEXITY:
+        return problem in CONVEX
     if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None

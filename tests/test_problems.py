@@ -17,6 +17,9 @@ from optikit.problems.synthetic import design
 FAMILIES = ["linear", "huber", "quantile", "smooth-quantile", "logistic", "softmax", "poisson",
             "gamma"]  # fmt: skip
 SMALL = {  # small enough to be quick; several entries where an argument chooses the function
+    "char-transformer": [{"layers": 1, "width": 4, "heads": 2, "context": 5, "characters": 900}],
+    "conv-classifier": [{"channels": 2, "dense": 5, "examples": 70}],
+    "deep-autoencoder": [{"hidden": [4], "code": 2}],
     "double-well": [{"offset": 0.1, "wells": 2}],
     "exponential-decay": [{"m": 20, "noise": 0.0}],
     "exponential-sum": [{"terms": 2, "m": 20}],
@@ -32,7 +35,11 @@ SMALL = {  # small enough to be quick; several entries where an argument chooses
     "mlp-classification": [{"data": "iris", "hidden": 4}],
     "mlp-regression": [{"hidden": 4, "depth": 2}],
     "nesterov": [{"n": 12}],
+    "neural-quantum-state": [{"sites": 4}],
+    "overparameterized-regression": [{"hidden": 20}],
     "phase-retrieval": [{"n": 4}],
+    "pinn-heat": [{"hidden": 4, "interior": 20, "boundary": 8}],
+    "pinn-poisson": [{"hidden": 4, "interior": 20, "boundary": 8}],
     "quadratic": [
         {"n": 9, "spectrum": s, "rotated": r}
         for s, r in [("log", True), ("linear", False), ("clusters", False), ("outlier", True)]

@@ -158,7 +158,7 @@ def products(objective: Objective) -> dict[str, Callable]:
         return run
 
     found = {"hvp": curved("hessian"), "jvp": jacobian(transposed=False)}
-    if objective.kind != "black_box":
+    if objective.kind in ("composite", "residuals"):
         found["ggnvp"] = curved("ggn")
     if residual_vector(objective) is not None:  # else it is a gradient
         found["vjp"] = jacobian(transposed=True)

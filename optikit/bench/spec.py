@@ -338,7 +338,11 @@ def _mismatch(parameter: Parameter, value: Any) -> str:
     return f"must be {names} (got {value!r})"
 
 
-_ENTRIES = {"data": ("optikit.problems.data", "DATA"), "loss": ("optikit.losses", "LOSSES")}
+_ENTRIES = {
+    "data": ("optikit.problems.data", "DATA"),
+    "loss": ("optikit.losses", "LOSSES"),
+    "text": ("optikit.problems.text", "TEXTS"),
+}
 """Arguments that name an entry of a registry, wherever they occur."""
 
 

@@ -19,6 +19,7 @@ from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.ekfac import ekfac
 from optikit.optimizers.foof import foof
 from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.hessian_free import ggn_cg, hessian_free
 from optikit.optimizers.kfac import kfac
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
@@ -35,7 +36,9 @@ from optikit.optimizers.second_order import (
     trust_region_exact,
     trust_region_newton,
 )
+from optikit.optimizers.sketchy_sgd import sketchy_sgd
 from optikit.optimizers.sr1 import sr1
+from optikit.optimizers.subsampled_newton import subsampled_newton
 
 
 @memoized
@@ -55,8 +58,10 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "fisher-scoring": fisher_scoring,
     "foof": foof,
     "gauss-newton": gauss_newton,
+    "ggn-cg": ggn_cg,
     "gradient-descent": gradient_descent,
     "kfac": kfac,
+    "hessian-free": hessian_free,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
     "natural-gradient": natural_gradient,
@@ -64,7 +69,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "newton-bfgs": newton_bfgs,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
+    "sketchy-sgd": sketchy_sgd,
     "sr1": sr1,
+    "subsampled-newton": subsampled_newton,
     "trust-region": trust_region_newton,
     "trust-region-exact": trust_region_exact,
 }
@@ -159,7 +166,9 @@ __all__ = [
     "foof",
     "from_optax",
     "gauss_newton",
+    "ggn_cg",
     "gradient_descent",
+    "hessian_free",
     "kfac",
     "lbfgs",
     "levenberg_marquardt",
@@ -171,7 +180,9 @@ __all__ = [
     "nonlinear_cg",
     "optax_names",
     "second_order",
+    "sketchy_sgd",
     "sr1",
+    "subsampled_newton",
     "trust_region_exact",
     "trust_region_newton",
 ]

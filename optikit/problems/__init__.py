@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+from optikit.problems.autoencoder import deep_autoencoder
+from optikit.problems.batches import epochs, windows
+from optikit.problems.convolutional import conv_classifier
 from optikit.problems.curves import (
     damped_oscillation,
     exponential_decay,
@@ -33,14 +36,25 @@ from optikit.problems.glm import (
     softmax_regression,
 )
 from optikit.problems.mgh import mgh
-from optikit.problems.networks import mlp_classification, mlp_regression
-from optikit.problems.problem import Problem, cast_floats
+from optikit.problems.networks import (
+    mlp_classification,
+    mlp_regression,
+    overparameterized_regression,
+)
+from optikit.problems.pinn import pinn_heat, pinn_poisson
+from optikit.problems.problem import Metric, Problem, cast_floats
 from optikit.problems.quadratics import hilbert, nesterov, quadratic
+from optikit.problems.quantum import neural_quantum_state
 from optikit.problems.synthetic import synthetic_glm
+from optikit.problems.text import TEXTS, load_text
+from optikit.problems.transformer import char_transformer
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "char-transformer": char_transformer,
+    "conv-classifier": conv_classifier,
     "cutest": cutest,
     "damped-oscillation": damped_oscillation,
+    "deep-autoencoder": deep_autoencoder,
     "double-well": double_well,
     "exponential-decay": exponential_decay,
     "exponential-sum": exponential_sum,
@@ -58,7 +72,11 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "mlp-regression": mlp_regression,
     "monkey-saddle": monkey_saddle,
     "nesterov": nesterov,
+    "neural-quantum-state": neural_quantum_state,
+    "overparameterized-regression": overparameterized_regression,
     "phase-retrieval": phase_retrieval,
+    "pinn-heat": pinn_heat,
+    "pinn-poisson": pinn_poisson,
     "poisson-regression": poisson_regression,
     "powell-singular": powell_singular,
     "product-saddle": product_saddle,
@@ -74,12 +92,18 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 __all__ = [
     "DATA",
     "PROBLEMS",
+    "TEXTS",
     "Data",
+    "Metric",
     "Problem",
     "cast_floats",
+    "char_transformer",
+    "conv_classifier",
     "cutest",
     "damped_oscillation",
+    "deep_autoencoder",
     "double_well",
+    "epochs",
     "exponential_decay",
     "exponential_sum",
     "gamma_regression",
@@ -88,6 +112,7 @@ __all__ = [
     "huber_regression",
     "linear_regression",
     "load",
+    "load_text",
     "logistic_growth",
     "logistic_regression",
     "matrix_factorization",
@@ -97,7 +122,11 @@ __all__ = [
     "mlp_regression",
     "monkey_saddle",
     "nesterov",
+    "neural_quantum_state",
+    "overparameterized_regression",
     "phase_retrieval",
+    "pinn_heat",
+    "pinn_poisson",
     "poisson_regression",
     "powell_singular",
     "product_saddle",
@@ -108,4 +137,5 @@ __all__ = [
     "smooth_quantile_regression",
     "softmax_regression",
     "synthetic_glm",
+    "windows",
 ]

@@ -8,7 +8,6 @@ import importlib
 import pathlib
 import tempfile
 import urllib.error
-import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,11 +78,17 @@ def mnist() -> Data:
     return openml("mnist_784@1")
 
 
+def fashion_mnist() -> Data:
+    """70,000 pieces of clothing, as images of 28 x 28 pixels in ten classes, from OpenML."""
+    return openml("Fashion-MNIST@1")
+
+
 DATA: dict[str, Callable[[], Data]] = {
     "a9a": a9a,
     "breast_cancer": lambda: bundled("breast_cancer"),
     "diabetes": lambda: bundled("diabetes"),
     "digits": lambda: bundled("digits"),
+    "fashion-mnist": fashion_mnist,
     "iris": lambda: bundled("iris"),
     "mnist": mnist,
     "mnist10k": mnist10k,
@@ -135,23 +140,12 @@ def load(data: str | Callable[[], Any]) -> Data:
 
 def _from_address(address: str) -> Data:
     """The data in a file or behind a web address, checked and read."""
-    bare, _, fragment = address.partition("#")
-    options = dict(urllib.parse.parse_qsl(fragment, keep_blank_values=True))
-    unknown = sorted(set(options) - {"sha256", "target"}) or ([fragment] if not options else [])
-    if fragment and unknown:
-        msg = f"{address}: unknown option {unknown[0]!r} after '#': known are sha256 and target."
-        raise ValueError(msg)
-
-    def get(place: str, sha256: str | None) -> bytes:
-        if place.startswith("file:"):
-            return fetch.find_file(place.removeprefix("file:"), sha256).read_bytes()
-        return fetch.fetch(place, sha256).read_bytes()
-
-    content, labels = get(bare, options.get("sha256")), readers.labels_name(bare)
+    bare, options = fetch.address(address, {"sha256", "target"})
+    content, labels = fetch.content(bare, options.get("sha256")), readers.labels_name(bare)
     if labels is None:
         return as_data(*readers.read_table(content, bare, options.get("target")))
     images = readers.read_idx(content, bare)
-    return as_data(readers.flat_rows(images), readers.read_idx(get(labels, None), labels))
+    return as_data(readers.flat_rows(images), readers.read_idx(fetch.content(labels), labels))
 
 
 def openml(which: str) -> Data:

@@ -57,6 +57,30 @@ def data_file(name: str) -> pathlib.Path:
     return path
 
 
+def address(given: str, known: set[str]) -> tuple[str, dict[str, str]]:
+    """An address without its fragment, and the options in that: `#sha256=...&target=price`.
+
+    Raises:
+      ValueError: an option that is not among those known.
+    """
+    bare, _, fragment = given.partition("#")
+    options = dict(urllib.parse.parse_qsl(fragment, keep_blank_values=True))
+    unknown = sorted(set(options) - known) or ([fragment] if not options else [])
+    if fragment and unknown:
+        names = " and ".join(sorted(known))
+        verb = "are" if len(known) > 1 else "is"
+        msg = f"{given}: unknown option {unknown[0]!r} after '#': known {verb} {names}."
+        raise ValueError(msg)
+    return bare, options
+
+
+def content(place: str, sha256: str | None = None) -> bytes:
+    """The bytes of `file:PATH` or behind a web address."""
+    if place.startswith("file:"):
+        return find_file(place.removeprefix("file:"), sha256).read_bytes()
+    return fetch(place, sha256).read_bytes()
+
+
 def find_file(given: str, sha256: str | None = None) -> pathlib.Path:
     """A file by its path: absolute, or relative to the data folder or else the working directory.
 

@@ -1,5 +1,6 @@
 """Small multilayer perceptrons: smooth, non-convex, with random starts."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -68,6 +69,31 @@ def mlp_regression(
     targets = standardised(rows.numbers()[:, None])
     sizes = (rows.inputs.shape[1], *[hidden] * depth, 1)
     return _network(sizes, rows.inputs, targets, losses.squared_error, l2, data)
+
+
+def overparameterized_regression(
+    data: str = "diabetes", hidden: int = 256, depth: int = 2
+) -> Problem:
+    """A tanh network with far more parameters than examples, under mean squared error alone.
+
+    It can meet every standardised target, so the least value is 0: how soon a method gets there is
+    a matter of conditioning. The matrix of a Gauss-Newton step is best formed over examples.
+
+    Args:
+      data: a data set's name or address; integer targets are taken as numbers.
+      hidden: units of each hidden layer.
+      depth: hidden layers.
+
+    Raises:
+      ValueError: there are no more parameters than examples.
+    """
+    problem = mlp_regression(data, hidden, depth, l2=0.0)
+    inputs = problem.args[0]
+    wide = (inputs.shape[1] + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + hidden + 1
+    if wide <= len(inputs):
+        msg = f"{wide} parameters for {len(inputs)} examples: take more hidden units."
+        raise ValueError(msg)
+    return dataclasses.replace(problem, optimum=0.0)
 
 
 def _network(

@@ -1,4 +1,4 @@
-"""Rows and targets from files: LIBSVM text, IDX (MNIST's format), CSV, Parquet and NPZ.
+"""Rows and targets from files: LIBSVM text, IDX (MNIST's format), CSV, Parquet and NPZ; and text.
 
 The format is told by the content, not the name; gzip, bzip2 and xz are undone first. Nothing is
 unpickled.
@@ -77,6 +77,20 @@ def decompressed(content: bytes, name: str) -> bytes:
                 msg = f"{name} is damaged: {error}."
                 raise ValueError(msg) from error
     return content
+
+
+def read_text(content: bytes, name: str) -> str:
+    """The text in a file's content, UTF-8, compressed or not; line ends as on Unix.
+
+    Raises:
+      ValueError: it is no UTF-8.
+    """
+    content = decompressed(content, name)
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        msg = f"{name} is no text in UTF-8: {error}."
+        raise ValueError(msg) from error
 
 
 def _is_idx(content: bytes) -> bool:
