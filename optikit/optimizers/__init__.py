@@ -10,6 +10,8 @@ from collections.abc import Callable
 import optax
 
 from optikit.core import memoized
+from optikit.optimizers.adahessian import adahessian
+from optikit.optimizers.averaged import averaged
 from optikit.optimizers.bfgs import bfgs
 from optikit.optimizers.bounded import bounded_newton, bounded_newton_cg
 from optikit.optimizers.bounded_lbfgs import bounded_lbfgs
@@ -17,13 +19,16 @@ from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.groups import groups
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
+from optikit.optimizers.muon import muon
 from optikit.optimizers.natural_gradient import natural_gradient
 from optikit.optimizers.newton import fisher_scoring, newton
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
 from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
+from optikit.optimizers.psgd_kron import psgd_kron
 from optikit.optimizers.second_order import (
     gauss_newton,
     newton_cg,
@@ -31,6 +36,9 @@ from optikit.optimizers.second_order import (
     trust_region_exact,
     trust_region_newton,
 )
+from optikit.optimizers.shampoo import shampoo
+from optikit.optimizers.soap import soap
+from optikit.optimizers.sophia import sophia
 from optikit.optimizers.sr1 import sr1
 
 
@@ -43,6 +51,7 @@ def adam(
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adahessian": adahessian,
     "adam": adam,
     "bfgs": bfgs,
     "cubic": cubic,
@@ -52,10 +61,15 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "gradient-descent": gradient_descent,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
+    "muon": muon,
     "natural-gradient": natural_gradient,
     "newton": newton,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
+    "psgd-kron": psgd_kron,
+    "shampoo": shampoo,
+    "soap": soap,
+    "sophia": sophia,
     "sr1": sr1,
     "trust-region": trust_region_newton,
     "trust-region-exact": trust_region_exact,
@@ -137,8 +151,10 @@ __all__ = [
     "Bounded",
     "Optimizer",
     "StepInfo",
+    "adahessian",
     "adam",
     "as_optax",
+    "averaged",
     "bfgs",
     "bounded_lbfgs",
     "bounded_levenberg_marquardt",
@@ -150,15 +166,21 @@ __all__ = [
     "from_optax",
     "gauss_newton",
     "gradient_descent",
+    "groups",
     "lbfgs",
     "levenberg_marquardt",
+    "muon",
     "named",
     "natural_gradient",
     "newton",
     "newton_cg",
     "nonlinear_cg",
     "optax_names",
+    "psgd_kron",
     "second_order",
+    "shampoo",
+    "soap",
+    "sophia",
     "sr1",
     "trust_region_exact",
     "trust_region_newton",
