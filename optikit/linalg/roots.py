@@ -98,7 +98,7 @@ def _by_eigenvalues(matrices: Array, power: float, ridge: float) -> Array:
 def _by_newton(matrices: Array, power: int, ridge: float) -> Array:
     """M X^power = A^-1 M0 throughout; when M is the identity, X is the root."""
     n, dtype = matrices.shape[-1], matrices.dtype
-    eye = jnp.eye(n, dtype=dtype)
+    eye = jnp.broadcast_to(jnp.eye(n, dtype=dtype), matrices.shape)
     finite = jnp.all(jnp.isfinite(matrices), axis=(-2, -1))[..., None, None]
     safe = jnp.where(finite, matrices, 0)
     size = _spectral_bound(safe)[..., None, None]
@@ -126,8 +126,7 @@ def _by_newton(matrices: Array, power: int, ridge: float) -> Array:
         error = jnp.where(closer, new, error)
         return turn + 1, jnp.where(kept, new_x, x), jnp.where(kept, new_m, m), error, closer
 
-    root = jnp.broadcast_to(eye * jnp.asarray(z ** (1 / power), dtype), matrices.shape)
-    m = jnp.asarray(z, dtype) * lifted
+    root, m = z ** (1 / power) * eye, z * lifted
     better = jnp.ones(matrices.shape[:-2], bool)
     start = (jnp.asarray(0, jnp.int32), root, m, distance(m), better)
     x = lax.while_loop(running, body, start)[1]
@@ -213,7 +212,7 @@ def _turns(coefficients: Coefficients, steps: int) -> Sequence[Sequence[float]]:
         ]
     if isinstance(coefficients, str):
         msg = f"coefficients must be 'muon', 'polar-express' or triples; got {coefficients!r}."
-        raise ValueError(msg)
+        raise ValueError(msg)  # noqa: TRY004
     if len(coefficients) < steps:
         msg = f"{steps} steps need as many triples of coefficients; got {len(coefficients)}."
         raise ValueError(msg)

@@ -23,7 +23,7 @@ from optikit.optimizers.protocol import Optimizer, Refresh
 class AdaHessianState(NamedTuple):
     """Averages of the gradient and of the estimated diagonal's squares, leaf by leaf."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     first: list[Array]
     second: list[Array]
 
@@ -85,18 +85,18 @@ def adahessian(
 
     def step(oracle: Oracle, at: Eval, state: AdaHessianState, key: Key):
         del oracle, key
-        seen = state.count // every + 1
+        seen = state.steps // every + 1
         first = [mixed(b1, m, g) for m, g in zip(state.first, wide(at.grad), strict=True)]
         directions = [
-            unbiased(b1, m, state.count + 1)
+            unbiased(b1, m, state.steps + 1)
             / (unbiased(b2, v, seen) ** (jnp.asarray(hessian_power, v.dtype) / 2) + eps)
             for m, v in zip(first, state.second, strict=True)
         ]
-        rate = rate_at(learning_rate, state.count, tree.inner_dtype(at.params))
+        rate = rate_at(learning_rate, state.steps, tree.inner_dtype(at.params))
         params, info = descend(
             at, directions, [rate] * len(directions), weight_decay, Counts(), learning_rate=rate
         )
-        return params, None, state._replace(count=state.count + 1, first=first), info
+        return params, None, state._replace(steps=state.steps + 1, first=first), info
 
     return Optimizer(init, step, name="adahessian", refresh=(Refresh(every, estimated),))
 

@@ -17,7 +17,7 @@ class AveragedState(NamedTuple):
 
     inner: Any
     average: Params
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
 
 
 @memoized
@@ -50,11 +50,11 @@ def averaged(optimizer: Optimizer, decay: float = 0.999) -> Optimizer:
         average = jax.tree.map(
             lambda a, x: mixed(decay, a, x.astype(a.dtype)), state.average, params
         )
-        return params, known, AveragedState(inner, average, state.count + 1), info
+        return params, known, AveragedState(inner, average, state.steps + 1), info
 
     def readout(params: Params, state: AveragedState) -> Params:
         def read(a: Array, x: Array) -> Array:
-            return jnp.where(state.count > 0, unbiased(decay, a, state.count).astype(x.dtype), x)
+            return jnp.where(state.steps > 0, unbiased(decay, a, state.steps).astype(x.dtype), x)
 
         return jax.tree.map(read, state.average, params)
 

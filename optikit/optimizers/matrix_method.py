@@ -38,7 +38,7 @@ class MatrixRule(NamedTuple):
 class MatrixState(NamedTuple):
     """Steps taken, the rule's state for each bucket, and Adam's for each other leaf."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     buckets: tuple[Any, ...]
     others: tuple[Moments, ...]
 
@@ -69,7 +69,6 @@ def matrix_method(
 
     Cost at the door: the gradient alone.
     """
-    refresh = rule.refresh
     check_rate(learning_rate)
     check_rate(adam.learning_rate, name="adam_learning_rate")
 
@@ -81,33 +80,35 @@ def matrix_method(
     def init(at: Eval) -> MatrixState:
         cut = plan(at.params)
         return MatrixState(
-            count=jnp.asarray(0, jnp.int32),
+            steps=jnp.asarray(0, jnp.int32),
             buckets=tuple(rule.init(g) for g in cut.gather(at.grad)),
             others=tuple(Moments.blank(g) for g in cut.others(at.grad)),
         )
 
-    def renewed(oracle: Oracle, at: Eval, state: MatrixState, key: Key):
-        del oracle, key
-        grads = plan(at.params).gather(at.grad)
-        pairs = zip(grads, state.buckets, strict=True)
-        buckets = tuple(refresh(g, s, state.count) for g, s in pairs)
-        return state._replace(buckets=buckets), Counts()
+    def renewal(refresh: Callable[[Stack, Any, Int[Array, ""]], Any]) -> Refresh:
+        def update(oracle: Oracle, at: Eval, state: MatrixState, key: Key):
+            del oracle, key
+            pairs = zip(plan(at.params).gather(at.grad), state.buckets, strict=True)
+            buckets = tuple(refresh(g, s, state.steps) for g, s in pairs)
+            return state._replace(buckets=buckets), Counts()
+
+        return Refresh(rule.every, update)
 
     def step(oracle: Oracle, at: Eval, state: MatrixState, key: Key):
         del oracle
         cut, dtype = plan(at.params), tree.inner_dtype(at.params)
         directions, new_buckets = [], []
         for i, (g, s) in enumerate(zip(cut.gather(at.grad), state.buckets, strict=True)):
-            d, s = rule.update(g, s, state.count, jax.random.fold_in(key, i))
+            d, s = rule.update(g, s, state.steps, jax.random.fold_in(key, i))
             directions.append(d)
             new_buckets.append(s)
         others = [
             m.after(g, adam.b1, adam.b2)
             for m, g in zip(state.others, cut.others(at.grad), strict=True)
         ]
-        elementwise = [m.direction(state.count + 1, adam.b1, adam.b2, adam.eps) for m in others]
-        rate = rate_at(learning_rate, state.count, dtype)
-        other_rate = rate_at(adam.learning_rate, state.count, dtype)
+        elementwise = [m.direction(state.steps + 1, adam.b1, adam.b2, adam.eps) for m in others]
+        rate = rate_at(learning_rate, state.steps, dtype)
+        other_rate = rate_at(adam.learning_rate, state.steps, dtype)
         rates = [
             other_rate if i in cut.rest else rate for i in range(len(jax.tree.leaves(at.params)))
         ]
@@ -119,9 +120,9 @@ def matrix_method(
             Counts(),
             learning_rate=rate,
         )
-        return params, None, MatrixState(state.count + 1, tuple(new_buckets), tuple(others)), info
+        return params, None, MatrixState(state.steps + 1, tuple(new_buckets), tuple(others)), info
 
-    refreshes = () if refresh is None else (Refresh(rule.every, renewed),)
+    refreshes = () if rule.refresh is None else (renewal(rule.refresh),)
     return Optimizer(init, step, name=name, refresh=refreshes)
 
 

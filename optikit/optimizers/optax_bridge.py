@@ -192,7 +192,7 @@ def _missing(name: str) -> Objective:
 
     def fun(*arguments: Any) -> Scalar:
         del arguments
-        msg = f"{name} asks for more than gradients: as_optax(method, objective) needs what it minimises."
+        msg = f"{name} needs its objective for more than gradients: as_optax(method, objective)."
         raise TypeError(msg)
 
     return as_objective(fun)

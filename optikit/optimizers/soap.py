@@ -44,7 +44,7 @@ def soap(
     b1: float = 0.95,
     b2: float = 0.95,
     eps: float = 1e-8,
-    weight_decay: float = 0.01,
+    weight_decay: float = 0.0,
     precondition_every: int = 10,
     largest: int = 10000,
     refresh_by: Literal["qr", "eigh"] = "qr",
@@ -63,7 +63,7 @@ def soap(
 
     Args:
       learning_rate: a number or a schedule (step -> number).
-      weight_decay: decoupled.
+      weight_decay: decoupled; 0.01 in the published code.
       largest: a larger dimension is left as it is; a matrix of two such, and every leaf that is no
         matrix, gets Adam.
       refresh_by: "qr", or "eigh" for an exact basis every time.

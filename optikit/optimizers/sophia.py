@@ -16,7 +16,7 @@ from optikit.optimizers.protocol import Optimizer, Refresh
 class SophiaState(NamedTuple):
     """Averages of the gradient and of the estimated curvature diagonal, leaf by leaf."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     first: list[Array]
     curvature: list[Array]
 
@@ -101,7 +101,7 @@ def sophia(
             for m, h in zip(first, state.curvature, strict=True)
         ]
         inside = sum(jnp.sum(jnp.abs(r) < 1) for r in ratios)
-        rate = rate_at(learning_rate, state.count, tree.inner_dtype(at.params))
+        rate = rate_at(learning_rate, state.steps, tree.inner_dtype(at.params))
         params, info = descend(
             at,
             [jnp.clip(r, -1, 1) for r in ratios],
@@ -111,7 +111,7 @@ def sophia(
             learning_rate=rate,
             unclipped=jnp.asarray(inside, rate.dtype) / tree.size(at.params),
         )
-        return params, None, state._replace(count=state.count + 1, first=first), info
+        return params, None, state._replace(steps=state.steps + 1, first=first), info
 
     return Optimizer(init, step, name="sophia", refresh=(Refresh(every, estimated),))
 
