@@ -46,8 +46,9 @@ def adahessian(
 ) -> Optimizer:
     """Adam with the Hessian's diagonal D, estimated as z * (H z) with z of random signs.
 
-    The direction is m / (sqrt(v)^hessian_power + eps), v the average of D^2. D is exact where the Hessian is diagonal; elsewhere its mean is the diagonal. Per estimate one
-    grad and one hvp beside the step's own grad.
+    The direction is m / (sqrt(v)^hessian_power + eps), v the average of D^2. D is exact where the
+    Hessian is diagonal; elsewhere its mean is the diagonal. Per estimate one grad and one hvp
+    beside the step's own grad.
 
     Args:
       learning_rate: a number or a schedule (step -> number).
