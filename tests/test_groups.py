@@ -11,6 +11,7 @@ import pytest
 import optikit as ok
 from optikit.calculus import accumulate, bind
 from optikit.calculus.restrict import part, restricted
+from optikit.core import tally, tree
 from optikit.optimizers import adam, averaged, groups, named
 from optikit.optimizers.protocol import folded
 
@@ -39,13 +40,19 @@ def steps(method, count=4, objective=OBJECTIVE, args=(X, Y), params=PARAMS):
     def run(p):
         oracle = bind(objective, args, fixed=False)
         at, price = method.evaluate(oracle, p)
-        state, counts = method.init(at), [price]
-        for k in range(count):
-            p, _, state, info = method.step(oracle, at, state, jax.random.key(k))
+
+        def step(k, carry):
+            p, state, counts, _ = carry
             at, price = method.evaluate(oracle, p)
-            counts += [info.counts, price]
-        total = jax.tree.map(lambda *n: sum(n), *counts)
-        return p, total, method.readout(p, state), info.extras
+            p, _, state, info = method.step(oracle, at, state, jax.random.key(k))
+            return p, state, tally(counts, price, info.counts), info.extras
+
+        extras = jax.eval_shape(
+            lambda p: method.step(oracle, at, method.init(at), jax.random.key(0))[3].extras, p
+        )
+        start = (p, method.init(at), tally(price), tree.zeros_like(extras))
+        p, state, counts, extras = jax.lax.fori_loop(0, count, step, start)
+        return p, counts, method.readout(p, state), extras
 
     return run(params)
 
@@ -85,8 +92,8 @@ def test_curvature_of_a_group_is_its_block():
         [np.full(x.size, c) for x, c in zip(jax.tree.leaves(PARAMS), chosen, strict=True)]
     )
     for kind in ("hessian", "ggn", "fisher"):
-        whole = oracle.curvature(kind, PARAMS).dense()
-        mine = inner.curvature(kind, part(PARAMS, chosen)).dense()
+        whole = jax.jit(lambda p, kind=kind: oracle.curvature(kind, p).dense())(PARAMS)
+        mine = jax.jit(lambda p, kind=kind: inner.curvature(kind, p).dense())(part(PARAMS, chosen))
         np.testing.assert_allclose(mine, whole[np.ix_(flat, flat)], rtol=1e-10, atol=1e-12)
     at, sub = oracle.value_and_grad(PARAMS), inner.value_and_grad(part(PARAMS, chosen))
     np.testing.assert_allclose(at.value, sub.value, rtol=1e-14)
@@ -119,9 +126,6 @@ def test_second_order_here_and_first_order_there():
     assert int(counts.hessian) == 3
     assert "default: learning_rate" in extras
     assert "head/*: step_size" in extras
-    sol = ok.minimize(OBJECTIVE, PARAMS, args=(X, Y), method=method, max_steps=5)
-    assert int(sol.steps) == 5
-    assert float(sol.value) < start
 
 
 def test_a_method_that_evaluates_for_itself():
@@ -166,13 +170,21 @@ def test_accumulated_value_gradient_and_curvature(weights):
     pieces = accumulate(OBJECTIVE, 3)
     assert pieces is not OBJECTIVE
     assert accumulate(OBJECTIVE, 3) == pieces
-    whole, mine = (bind(o, args).value_and_grad(PARAMS) for o in (OBJECTIVE, pieces))
+    whole, mine = (
+        jax.jit(lambda p, o=o: bind(o, args).value_and_grad(p)[1:3])(PARAMS)
+        for o in (OBJECTIVE, pieces)
+    )
     # sums in another order
-    np.testing.assert_allclose(mine.value, whole.value, rtol=1e-13)
-    same(mine.grad, whole.grad, rtol=1e-11)
+    np.testing.assert_allclose(mine[0], whole[0], rtol=1e-13)
+    same(mine[1], whole[1], rtol=1e-11)
     v = jax.tree.map(jnp.ones_like, PARAMS)
     for kind in ("hessian", "ggn"):
-        same(*(bind(o, args).curvature(kind, PARAMS).mv(v) for o in (OBJECTIVE, pieces)))
+        same(
+            *(
+                jax.jit(lambda v, o=o, kind=kind: bind(o, args).curvature(kind, PARAMS).mv(v))(v)
+                for o in (OBJECTIVE, pieces)
+            )
+        )
 
 
 def test_accumulated_residuals_and_aux():

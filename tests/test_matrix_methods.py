@@ -1,5 +1,7 @@
 """Preconditioners of matrices against their dense definitions in float64, and what they share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from optikit.optimizers import (
 )
 from optikit.optimizers.adahessian import hutchinson
 from optikit.optimizers.buckets import layout
-from optikit.optimizers.protocol import folded
+from optikit.optimizers.protocol import folded, refresh_key
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -83,8 +85,10 @@ def power(matrix, exponent):
 def test_inverse_roots_both_ways(root):
     x = RNG.normal(size=(2, 5, 7))
     spd = x @ np.swapaxes(x, 1, 2)
-    for method in ("eigh", "newton"):
-        found = inverse_root(jnp.asarray(spd), root, ridge=0.0, method=method)
+    both = jax.jit(
+        lambda s: [inverse_root(s, root, ridge=0.0, method=m) for m in ("eigh", "newton")]
+    )
+    for found in both(jnp.asarray(spd)):
         for a, r in zip(spd, found, strict=True):
             # condition numbers are near 100, so 1e-10 leaves room for 1e4 roundings
             np.testing.assert_allclose(r, power(a, -1 / root), rtol=1e-10, atol=1e-10)
@@ -94,7 +98,7 @@ def test_inverse_roots_both_ways(root):
 def test_inverse_roots_where_there_is_none(method):
     rank_one = np.outer([1.0, 2.0], [1.0, 2.0])
     stack = jnp.asarray([rank_one, np.zeros((2, 2)), np.full((2, 2), np.nan), np.eye(2) * 1e-30])
-    found = inverse_root(stack, 2, ridge=1e-4, method=method)
+    found = jax.jit(lambda s: inverse_root(s, 2, ridge=1e-4, method=method))(stack)
     # with a ridge relative to the largest eigenvalue 5 (or its bound, the norm)
     np.testing.assert_allclose(found[0], power(rank_one + 5e-4 * np.eye(2), -0.5), rtol=1e-6)
     np.testing.assert_array_equal(found[1], np.eye(2))
@@ -102,19 +106,24 @@ def test_inverse_roots_where_there_is_none(method):
     np.testing.assert_allclose(found[3], np.eye(2) * (1.0001e-30) ** -0.5, rtol=1e-6)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def polar(x, turns):
+    return orthogonalize(x, steps=turns, coefficients="polar-express")
+
+
 def test_orthogonal_factors():
     x = RNG.normal(size=(3, 5, 9))
     u, _, vt = np.linalg.svd(x, full_matrices=False)
-    exact = orthogonalize(jnp.asarray(x), steps=10, coefficients="polar-express")
+    exact = polar(jnp.asarray(x), 10)
     # the last quintic's error is cubed at each turn beyond the eighth: float64's end
     np.testing.assert_allclose(exact, u @ vt, atol=1e-12)
-    quick = np.asarray(orthogonalize(jnp.asarray(np.swapaxes(x, 1, 2))))
+    quick = np.asarray(jax.jit(orthogonalize)(jnp.asarray(np.swapaxes(x, 1, 2))))
     inside = np.swapaxes(u, 1, 2) @ np.swapaxes(quick, 1, 2) @ np.swapaxes(vt, 1, 2)
     values = np.diagonal(inside, axis1=1, axis2=2)
     np.testing.assert_allclose(inside, values[:, :, None] * np.eye(5), atol=1e-12)
     assert np.all((values > 0.67) & (values < 1.14))
-    np.testing.assert_array_equal(orthogonalize(jnp.zeros((2, 3))), 0)
-    low = orthogonalize(jnp.asarray(x, jnp.bfloat16))
+    np.testing.assert_array_equal(jax.jit(orthogonalize)(jnp.zeros((2, 3))), 0)
+    low = jax.jit(orthogonalize)(jnp.asarray(x, jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     assert np.all(np.linalg.svd(np.asarray(low, np.float64))[1] < 1.25)
 
@@ -122,9 +131,7 @@ def test_orthogonal_factors():
 @pytest.mark.parametrize("turns", [5, 8])
 def test_polar_express_lifts_small_singular_values(turns):
     sizes = np.geomspace(1e-3, 1, 50)
-    found = np.diagonal(
-        orthogonalize(jnp.diag(jnp.asarray(sizes)), steps=turns, coefficients="polar-express")
-    )
+    found = np.diagonal(polar(jnp.diag(jnp.asarray(sizes)), turns))
     # in these units the smallest is 1e-3 / |sizes|: five turns bring it over 0.2, eight to 1
     assert np.all(np.abs(found - 1) < {5: 0.8, 8: 1e-2}[turns])
 
@@ -414,14 +421,27 @@ def test_muon_moves_every_direction_alike():
 # --- diagonals -----------------------------------------------------------------------------------
 
 
+def first_step(method, objective, x, args=()):
+    """(parameters, report) of one step with its refreshes."""
+    method = folded(method)
+
+    @jax.jit
+    def run(x):
+        oracle = bind(objective, args)
+        at = oracle.value_and_grad(x)
+        moved, _, _, info = method.step(oracle, at, method.init(at), KEY)
+        return moved, info
+
+    return run(x)
+
+
 def test_adahessian_knows_a_diagonal_hessian():
     h = jnp.asarray([1.0, -4.0, 1e4])
     objective = ok.black_box(lambda x: jnp.sum(h * x**2) / 2)
-    oracle, x = bind(objective), jnp.asarray([1.0, 2.0, 3.0])
-    np.testing.assert_allclose(hutchinson(oracle, x, KEY), h, rtol=1e-14)
-    method = folded(adahessian(0.1))
-    at = oracle.value_and_grad(x)
-    moved, _, _, info = method.step(oracle, at, method.init(at), KEY)
+    x = jnp.asarray([1.0, 2.0, 3.0])
+    diagonal = jax.jit(lambda x: hutchinson(bind(objective), x, KEY))(x)
+    np.testing.assert_allclose(diagonal, h, rtol=1e-14)
+    moved, info = first_step(adahessian(0.1), objective, x)
     np.testing.assert_allclose(moved, x - 0.1 * h * x / (np.abs(h) + 1e-4), rtol=1e-12)
     assert (int(info.counts.grad), int(info.counts.hvp)) == (1, 1)
 
@@ -430,9 +450,7 @@ def test_adahessian_averages_over_a_convolutions_window():
     h = jnp.asarray(RNG.uniform(1, 2, size=(2, 2, 3, 4)))
     objective = ok.black_box(lambda x: jnp.sum(h * x**2) / 2)
     x = jnp.ones_like(h)
-    oracle, method = bind(objective), folded(adahessian(0.1, eps=0.0))
-    at = oracle.value_and_grad(x)
-    moved = method.step(oracle, at, method.init(at), KEY)[0]
+    moved, _ = first_step(adahessian(0.1, eps=0.0), objective, x)
     np.testing.assert_allclose(
         moved, x - 0.1 * h / jnp.mean(h, axis=(0, 1), keepdims=True), rtol=1e-12
     )
@@ -461,20 +479,26 @@ def test_sophia_clips_and_adds_the_penaltys_curvature():
     data = (jnp.asarray([[1.0], [2.0]]), jnp.asarray([1.0, 0.0]))
     objective = ok.composite(lambda w, x: x @ w, ok.losses.logistic, penalty=ok.losses.l2(0.5))
     w = jnp.asarray([0.3])
-    oracle = bind(objective, data)
-    at = oracle.value_and_grad(w)
+    # with the key of a step's first refresh
+    key = refresh_key(KEY, 0)
+    square = jax.jit(lambda w: bind(objective, data).fisher_sample(w, key) ** 2)(w)
+    grad = jax.jit(jax.grad(objective))(w, *data)
     method = sophia(0.1, b1=0.0, b2=0.0, gamma=2.0)
-    state, price = method.refresh[0].update(oracle, at, method.init(at), KEY)
-    assert price.grad == 1
-    h = oracle.fisher_sample(w, KEY) ** 2 + 0.5
-    np.testing.assert_allclose(state.curvature[0], h, rtol=1e-12)
-    moved, _, _, info = method.step(oracle, at, state, KEY)
-    np.testing.assert_allclose(moved, w - 0.1 * np.clip(at.grad / (2 * h), -1, 1), rtol=1e-12)
-    assert 0 <= float(info.extras["unclipped"]) <= 1
-    hutch = sophia(0.1, variant="hutchinson", gamma=1e-9).refresh[0]
-    assert hutch.update(oracle, at, method.init(at), KEY)[1].hvp == 1
-    black = bind(ok.black_box(lambda w: jnp.sum(w**2)))
-    assert method.refresh[0].update(black, at, method.init(at), KEY)[1].hvp == 1
+    moved, info = first_step(method, objective, w, data)
+    clipped = np.clip(grad / (2 * (square + 0.5)), -1, 1)
+    np.testing.assert_allclose(moved, w - 0.1 * clipped, rtol=1e-12)
+    assert float(info.extras["unclipped"]) == float(np.abs(clipped[0]) < 1)
+    assert (int(info.counts.grad), int(info.counts.hvp)) == (1, 0)
+
+
+@pytest.mark.parametrize("variant", ["auto", "hutchinson"])
+def test_sophia_asks_a_black_box_for_a_product(variant):
+    objective = ok.black_box(lambda w: jnp.sum(w**2))
+    moved, info = first_step(
+        sophia(0.1, variant=variant, gamma=1.0, b1=0.0, b2=0.0), objective, jnp.ones(2)
+    )
+    np.testing.assert_allclose(moved, 1 - 0.1 * 1.0, rtol=1e-12)  # g / h = 2 / 2
+    assert (int(info.counts.grad), int(info.counts.hvp)) == (1, 1)
 
 
 # --- what they share -----------------------------------------------------------------------------
