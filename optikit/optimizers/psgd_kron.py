@@ -145,7 +145,7 @@ def psgd_kron(
             return Factor(factor.q * shrunk * shrunk, bound)
         t = jnp.matmul(x, jnp.swapaxes(x, 1, 2))
         bound = bounded(factor, norm_bound(t) + target)
-        eye = identities(*t.shape[:2], t.dtype)
+        eye = identities(t.shape[0], t.shape[1], t.dtype)
         e = preconditioner_rate / 2 * (t - target * eye) / bound[:, None, None]
         half = factor.q - jnp.matmul(e, factor.q)
         q = half - jnp.matmul(half, e)
