@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from optikit.analyze import Certificate as Certificate
     from optikit.analyze import MultiStart as MultiStart
     from optikit.analyze import ParameterCovariance as ParameterCovariance
+    from optikit.analyze import Spectrum as Spectrum
     from optikit.analyze import certify as certify
     from optikit.analyze import certify_many as certify_many
+    from optikit.analyze import diagonal as diagonal
+    from optikit.analyze import eigenpairs as eigenpairs
     from optikit.analyze import multi_start as multi_start
     from optikit.analyze import parameter_covariance as parameter_covariance
+    from optikit.analyze import spectrum as spectrum
+    from optikit.analyze import trace as trace
     from optikit.bench import Experiment as Experiment
     from optikit.calculus import Objective as Objective
     from optikit.calculus import accumulate as accumulate
@@ -65,6 +70,7 @@ _HOME = {
     "ParameterCovariance": "optikit.analyze",
     "Problem": "optikit.problems",
     "Solution": "optikit.solve",
+    "Spectrum": "optikit.analyze",
     "Status": "optikit.core",
     "accumulate": "optikit.calculus",
     "as_optax": "optikit.optimizers",
@@ -73,6 +79,8 @@ _HOME = {
     "certify_many": "optikit.analyze",
     "check_derivatives": "optikit.calculus",
     "composite": "optikit.calculus",
+    "diagonal": "optikit.analyze",
+    "eigenpairs": "optikit.analyze",
     "empirical_fisher": "optikit.calculus",
     "fisher": "optikit.calculus",
     "fit": "optikit.solve",
@@ -93,6 +101,8 @@ _HOME = {
     "per_example_grads": "optikit.calculus",
     "residuals": "optikit.calculus",
     "second_order": "optikit.optimizers",
+    "spectrum": "optikit.analyze",
+    "trace": "optikit.analyze",
     "value_and_grad": "optikit.calculus",
 }
 
@@ -108,6 +118,7 @@ __all__ = [
     "ParameterCovariance",
     "Problem",
     "Solution",
+    "Spectrum",
     "Status",
     "accumulate",
     "as_optax",
@@ -116,6 +127,8 @@ __all__ = [
     "certify_many",
     "check_derivatives",
     "composite",
+    "diagonal",
+    "eigenpairs",
     "empirical_fisher",
     "fisher",
     "fit",
@@ -136,6 +149,8 @@ __all__ = [
     "per_example_grads",
     "residuals",
     "second_order",
+    "spectrum",
+    "trace",
     "value_and_grad",
 ]
 

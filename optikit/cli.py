@@ -30,6 +30,9 @@ app.add_typer(config, name="config")
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, e.g. budget.steps=500 seeds=[0,1]")
 ]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="An override; the same as one behind the file")
+]
 ConfigFile = Annotated[pathlib.Path, typer.Argument(help="A study in YAML")]
 Folder = Annotated[pathlib.Path, typer.Argument(help="A results folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON")]
@@ -61,10 +64,12 @@ def main() -> None:
         sys.exit(0)
 
 
+@app.command("bench", hidden=True)
 @app.command()
 def run(
     study_file: ConfigFile,
     overrides: Overrides = None,
+    set_: Set = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Results folder [default: results/NAME]")
     ] = None,
@@ -82,7 +87,7 @@ def run(
     from optikit.bench.run import Manner, importable
     from optikit.bench.spec import load_study
 
-    study = load_study(study_file, overrides or [])
+    study = load_study(study_file, [*(overrides or []), *(set_ or [])])
     manner = Manner(
         executor=executor,
         workers=workers,
@@ -187,6 +192,9 @@ def report(
     missing = len(results.jobs) - len(results.records)
     if missing:
         print(f"{missing} of {len(results.jobs)} jobs have no record yet", file=sys.stderr)
+    codes = {job.id: job.code for job in results.jobs}
+    if any(record.job.get("code") != codes[k] for k, record in results.records.items()):
+        print("recorded by another version of the code; `run` would run it anew", file=sys.stderr)
     page = results.page()
     print(results.summary.as_json()) if json else results.summary.print()
     print(f"Page: {page}", file=sys.stderr)
@@ -220,6 +228,7 @@ def compare(
     target: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="[default: the study's main target]")
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """Tell what got better and what got worse, by a test; ends with 1 if something got worse."""
     from optikit.bench.compare import compare
@@ -228,7 +237,7 @@ def compare(
 
     old, new = load(before), load(after)
     found = compare(old, new, main_target(old.study.targets) if target is None else target)
-    print(found.as_text())
+    print(found.as_json() if json else found.as_text())
     if found.of("regression"):
         raise typer.Exit(FAILED)
 
@@ -282,24 +291,24 @@ def env() -> None:
 
 
 @config.command()
-def check(study_file: ConfigFile, overrides: Overrides = None) -> None:
+def check(study_file: ConfigFile, overrides: Overrides = None, set_: Set = None) -> None:
     """Validate a study; every mistake is reported with its line and column."""
     from optikit.bench.plan import plan
     from optikit.bench.spec import load_study
 
-    study = load_study(study_file, overrides or [])
+    study = load_study(study_file, [*(overrides or []), *(set_ or [])])
     trials = sum(job.kind == "trial" for job in plan(study))
     print(f"{study_file}: ok, {trials} trials on {len(study.problems)} problems")
 
 
 @config.command()
-def show(study_file: ConfigFile, overrides: Overrides = None) -> None:
+def show(study_file: ConfigFile, overrides: Overrides = None, set_: Set = None) -> None:
     """Print a study with every default filled in, as YAML that can be run again."""
     import yaml
 
     from optikit.bench.spec import load_study
 
-    study = load_study(study_file, overrides or [])
+    study = load_study(study_file, [*(overrides or []), *(set_ or [])])
     plain = study.model_dump(mode="json", exclude_none=True)
     print(yaml.safe_dump(plain, sort_keys=False), end="")
 

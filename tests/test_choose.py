@@ -21,7 +21,7 @@ def given(monkeypatch, cost):
     return calls
 
 
-@pytest.mark.parametrize(("cost", "name"), [(3.0, "newton"), (200.0, "lbfgs")])
+@pytest.mark.parametrize(("cost", "name"), [(3.0, "newton-bfgs"), (200.0, "lbfgs")])
 def test_what_is_measured_decides_in_the_middle_and_is_remembered(monkeypatch, cost, name):
     calls = given(monkeypatch, cost)
     objective = ok.calculus.black_box(chain)
@@ -38,7 +38,7 @@ def test_what_is_measured_decides_in_the_middle_and_is_remembered(monkeypatch, c
 def test_nothing_is_measured_where_size_decides(monkeypatch, n):
     calls = given(monkeypatch, 1.0)
     found, reason = choose(ok.calculus.black_box(chain), jnp.zeros(n), ())
-    assert found == ("newton" if n <= 100 else "lbfgs")
+    assert found == ("newton-bfgs" if n <= 100 else "lbfgs")
     assert str(n) in reason
     assert not calls
 

@@ -45,7 +45,7 @@ problems: {bowl: {use: 'slow_lab:bowl', seconds: SECONDS}}
 optimizers: {newton: {use: newton}}
 seeds: SEEDS
 budget: {steps: 10, seconds: 5.0}
-measure: {repeats: 1, flops: false, prices: false}
+measure: {repeats: 1, flops: false, prices: false, certificates: false}
 """
 
 

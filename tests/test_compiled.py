@@ -59,19 +59,44 @@ def test_options_follow_the_size():
     assert found == [compiled.THOROUGH]
 
 
-@pytest.mark.parametrize(
-    ("method", "traces"),
-    [("newton", 4), ("newton-cg", 4), ("bfgs", 3), ("lbfgs", 3), ("trust-region", 4),
-     ("trust-region-exact", 4), ("cubic", 4), ("nonlinear-cg", 3), ("adam", 5)],
-)  # fmt: skip
-def test_the_objective_is_traced_few_times_and_once_for_all(method, traces):
-    """For its shape, at the start, in the loop, and for a curvature; never again for other data."""
+TRACES = {
+    "adam": 4, "bfgs": 3, "cubic": 4, "dogleg": 4, "gradient-descent": 4, "lbfgs": 3, "newton": 4,
+    "newton-bfgs": 4, "newton-cg": 4, "nonlinear-cg": 3, "sr1": 3, "trust-region": 4,
+    "trust-region-exact": 4,
+}  # fmt: skip
+"""For its shape, at the start, in the loop's search, and for a curvature there; a method that is
+not monotone evaluates its best point once more."""
+
+OF_RESIDUALS = {"dogleg": 4, "gauss-newton": 4, "levenberg-marquardt": 4}
+"""The same, with a value for a trial, and a Jacobian in place of gradient and curvature."""
+
+
+def traced(method, objective, seen):
+    """How often the objective is traced by a first call and by another with other data."""
+    numbers = []
+    for scale in (1.0, 2.0):
+        ok.minimize(objective, jnp.ones(3), args=(jnp.asarray(scale),), method=method, max_steps=3)
+        numbers.append(len(seen))
+    return numbers
+
+
+@pytest.mark.parametrize("method", sorted(TRACES))
+def test_the_objective_is_traced_few_times_and_once_for_all(method):
     seen = []
 
     def fun(x, scale):
         seen.append(1)
         return jnp.sum(scale * x**4 + x**2)
 
-    for scale in (1.0, 2.0):
-        ok.minimize(fun, jnp.ones(3), args=(jnp.asarray(scale),), method=method, max_steps=3)
-    assert len(seen) <= traces
+    assert traced(method, fun, seen) == [TRACES[method]] * 2
+
+
+@pytest.mark.parametrize("method", sorted(OF_RESIDUALS))
+def test_residuals_are_traced_few_times_and_once_for_all(method):
+    seen = []
+
+    def fun(x, scale):
+        seen.append(1)
+        return jnp.concatenate([scale * x**2, x])
+
+    assert traced(method, ok.residuals(fun), seen) == [OF_RESIDUALS[method]] * 2

@@ -236,7 +236,7 @@ def test_penalty_strength_may_be_swept_by_vmap():
 
 def test_auto_says_what_it_chose_and_why():
     small = ok.minimize(rosenbrock, jnp.zeros(2))
-    assert small.method == "newton"
+    assert small.method == "newton-bfgs"
     assert "2 parameters" in small.reason
     large = ok.minimize(lambda x: jnp.sum(x**2), jnp.zeros(5000))
     assert large.method == "lbfgs"

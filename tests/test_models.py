@@ -12,9 +12,11 @@ import optikit as ok
 from optikit.calculus import bind, black_box, composite, residuals
 from optikit.core import Status
 from optikit.linalg import Inner, conjugate_gradients, exact, krylov
+from optikit.linalg.dogleg import double_dogleg_step
 from optikit.linalg.exact import dogleg_step
 from optikit.linalg.modified import shifted_newton_step
 from optikit.optimizers import named
+from optikit.problems import mgh
 from optikit.solve.loop import advance, begin, gradient_criterion
 
 N = 7
@@ -161,6 +163,41 @@ def test_the_dogleg_path():
     np.testing.assert_array_equal(steps[-1], newton)
 
 
+def test_the_double_dogleg_path():
+    """As long as asked, ever lower on the model, and straight along Newton's direction at last."""
+    h = rotation(3, 3) * np.asarray([0.1, 1.0, 20.0]) @ rotation(3, 3).T
+    g = np.asarray([1.0, -2.0, 3.0])
+    cauchy, newton = -(g @ g) / (g @ h @ g) * g, -np.linalg.solve(h, g)
+    size = np.linalg.norm(newton)
+    gamma = (g @ g) ** 2 / ((g @ h @ g) * (g @ np.linalg.solve(h, g)))
+    eta = 0.8 * gamma + 0.2
+    radii = np.concatenate([np.linspace(1e-3, 1.2 * size, 40), [eta * size]])
+    ends = (jnp.asarray(v) for v in (g, cauchy, newton))
+    steps, cut = jax.vmap(double_dogleg_step, (None, None, None, 0))(*ends, jnp.asarray(radii))
+    np.testing.assert_allclose(np.linalg.norm(steps, axis=1), np.minimum(radii, size), rtol=1e-12)
+    model = np.asarray(steps) @ g + np.einsum("ki,ij,kj->k", steps, h, steps) / 2
+    assert np.all(np.diff(model[:-1]) <= 1e-14)
+    np.testing.assert_array_equal(cut, radii < size)
+    np.testing.assert_allclose(steps[-1], eta * newton, rtol=1e-10)  # where the last part begins
+    last = radii >= eta * size
+    along = np.asarray(steps)[last] @ newton / size
+    np.testing.assert_allclose(along, np.minimum(radii[last], size), rtol=1e-12)
+    middle = np.asarray(steps)[(radii > np.linalg.norm(cauchy)) & ~last]
+    for step in middle:  # on the line from the one point to the other
+        part = (step - cauchy) @ (eta * newton - cauchy) / np.sum((eta * newton - cauchy) ** 2)
+        assert 0 <= part <= 1
+        np.testing.assert_allclose(step, cauchy + part * (eta * newton - cauchy), atol=1e-12)
+
+
+@pytest.mark.parametrize("squares", [True, False])
+def test_the_double_dogleg_gets_there(squares):
+    objective = ok.residuals(lambda x: jnp.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]]))
+    fun = objective if squares else (lambda x: objective(x))
+    sol = ok.minimize(fun, jnp.array([-1.2, 1.0]), method=named("dogleg", double=True))
+    assert bool(sol.success)
+    np.testing.assert_allclose(sol.params, 1.0, rtol=1e-6)
+
+
 def test_dogleg_takes_the_structure_that_there_is():
     def decay(p, t, y):
         return p[0] * jnp.exp(-p[1] * t) - y
@@ -195,6 +232,20 @@ def test_sr1_learns_a_quadratic_in_n_steps():
     sol = ok.minimize(lambda x: 0.5 * x @ h @ h @ x + jnp.sum(x), jnp.zeros(4), method="sr1")
     assert bool(sol.success)
     assert int(sol.steps) <= 12
+
+
+def test_sr1_in_a_scaled_region_gets_through_a_badly_scaled_valley():
+    """In the user's units a thousand steps do not suffice."""
+    problem = mgh("powell-badly-scaled")
+    sols = [
+        ok.minimize(
+            problem.objective, problem.start(jax.random.key(0)), args=problem.args, method=m
+        )
+        for m in (named("sr1"), named("sr1", scaled=False))
+    ]
+    assert bool(sols[0].success)
+    assert not bool(sols[1].success)
+    assert float(sols[0].value) < 1e-16 < float(sols[1].value)
 
 
 @pytest.mark.parametrize("method", ["trust-region-exact", "cubic", "dogleg"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.custom_derivatives import linear_call
 
 import optikit as ok
 from optikit.bench import peers
@@ -16,7 +17,7 @@ from optikit.bench.plan import plan
 from optikit.bench.spec import ConfigError, load_study
 from optikit.bench.trial import run_job
 
-QUICK = {"repeats": 1, "prices": False, "flops": False, "refine": False}
+QUICK = {"repeats": 1, "prices": False, "flops": False, "refine": False, "certificates": False}
 SQUARES = {"lm", "trf", "dogbox", "GaussNewton", "LevenbergMarquardt",
            "IndirectLevenbergMarquardt", "Dogleg"}  # fmt: skip
 ARGUMENTS = {"optimistix:GradientDescent": {"learning_rate": 0.08}}
@@ -26,15 +27,52 @@ CLASSIFIERS = ("sklearn:lbfgs", "sklearn:newton-cg", "sklearn:newton-cholesky", 
 seen = collections.Counter()
 
 
+def note(kind):
+    jax.debug.callback(lambda: seen.update([kind]))
+
+
+def forwards(_, t):
+    note("forwards")
+    return t
+
+
+def backwards(_, t):
+    note("backwards")
+    return t
+
+
+@jax.custom_jvp
+def marked(x):
+    """The identity, which tells when derivatives go through it."""
+    return x
+
+
+@marked.defjvp
+def _(primals, tangents):
+    return primals[0], linear_call(forwards, backwards, (), tangents[0])
+
+
 def watched(x):
     """A convex function of three variables that counts its evaluations as they run."""
-    jax.debug.callback(lambda: seen.update(["value"]))
+    note("value")
     c = jnp.arange(1.0, 4.0).astype(x.dtype)
     return jnp.sum(c * (x - 1) ** 2) + jnp.sum((x - 1) ** 4)
 
 
+@jax.custom_jvp
+def marked_batched(x):
+    """The same where products come in batches: it tells of every linearisation instead."""
+    return x
+
+
+@marked_batched.defjvp
+def _(primals, tangents):
+    note("linearised")
+    return primals[0], tangents[0]
+
+
 def watched_residuals(x):
-    jax.debug.callback(lambda: seen.update(["value"]))
+    note("value")
     return jnp.concatenate([2 * (x - 1), jnp.exp(x[:1]) - jnp.exp(jnp.ones((), x.dtype))])
 
 
@@ -113,16 +151,20 @@ COMPILED = [n for n in NAMES if n.startswith(("jaxopt", "optimistix"))]
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_evaluations_of_a_compiled_peer_are_those_the_objective_saw(name):
-    """The ledger's evaluations, against callbacks inside the user's own function."""
+def test_calls_of_a_compiled_peer_are_those_the_objective_saw(name):
+    """The ledger's evaluations and derivatives, against callbacks inside the user's own function."""
     needs(name)
     from optikit.bench.peers.compiled import SUMS_OF_SQUARES, CompiledPeer
     from optikit.bench.peers.flat import flat
     from optikit.bench.peers.taps import Tally
     from optikit.bench.programs import functions
 
-    problem, key = problem_for(name).cast("float64"), jax.random.key(0)
     library, _, method = name.partition(":")
+    if method in SUMS_OF_SQUARES:
+        objective = ok.residuals(lambda x: watched_residuals(marked_batched(x)))
+    else:
+        objective = ok.black_box(lambda x: watched(marked(x)))
+    problem, key = ok.Problem(objective, np.zeros(3)).cast("float64"), jax.random.key(0)
     peer = CompiledPeer(library, method, ARGUMENTS.get(name, {}))
     entered = flat(problem, key)
     tally = Tally(scalar=method not in SUMS_OF_SQUARES)
@@ -134,9 +176,16 @@ def test_evaluations_of_a_compiled_peer_are_those_the_objective_saw(name):
     jax.effects_barrier()
     assert tally.seen["value"] == seen["value"]
     told = tally.counts()
-    if method not in SUMS_OF_SQUARES:
+    products = {kind: n for kind, n in told._asdict().items() if n and kind != "value"}
+    if method in SUMS_OF_SQUARES:
+        # jaxopt linearises anew for every product, optimistix once for all of a step's
+        anew = sum(products.values()) if library == "jaxopt" else told.jacobian
+        assert anew == seen["linearised"] > 0
+    else:
         assert told.value + told.grad == seen["value"]
+        assert (told.grad, told.jvp) == (seen["backwards"], seen["forwards"])
         assert told.grad > 0
+    assert set(products) <= {"grad", "jvp", "vjp", "jacobian"}  # none takes Hessian products
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("scipy")])

@@ -151,11 +151,15 @@ def storm(script, home, kills, seed):
             deadline = time.monotonic() + chance.uniform(0.4, 2.4)
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
+            died = False
             if process.poll() is None and done < kills:
                 done += 1
-                hits += strike(process, chance)
+                died = strike(process, chance)
+                hits += died
             code, _, err = finish(process)
-            assert "Traceback" not in err, err
+            # a fork server that lost its run in the middle of a message says so as it ends
+            ours = not died or "optikit" in err or "storm" in err
+            assert not ("Traceback" in err and ours), err
             now = records(folder)
             for name, content in known.items():
                 assert now.get(name) == content, "a recorded trial was lost or rewritten"

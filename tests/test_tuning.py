@@ -255,7 +255,7 @@ def tuned(tmp_path_factory):
         },
         seeds=[0, 1],
         budget={"steps": 120},
-        measure={"repeats": 1, "prices": False, "flops": False},
+        measure={"repeats": 1, "prices": False, "flops": False, "certificates": False},
         tuning={"trials": 4, "axis": "steps"},
         targets=[1e-3],
     )

@@ -11,6 +11,7 @@ import types
 import jax.numpy as jnp
 import jsonschema
 import pytest
+from calls import called
 from rich.console import Console
 
 import optikit as ok
@@ -22,7 +23,7 @@ from optikit.bench.schema import study_schema
 from optikit.bench.spec import load_study
 from optikit.bench.track import RunTracker, tracker_named
 
-SMALL = {"repeats": 1, "prices": False, "flops": False}
+SMALL = {"repeats": 1, "prices": False, "flops": False, "certificates": False}
 CONFIGS = pathlib.Path(ok.__file__).parents[1] / "configs"
 
 
@@ -53,7 +54,7 @@ def test_resume_runs_what_is_missing_in_the_manner_of_before(tmp_path):
     study = tmp_path / "s.yaml"
     study.write_text(
         "name: s\nproblems: {well: {use: double-well}}\noptimizers: {newton: {use: newton}}\n"
-        "budget: {steps: 9}\nmeasure: {repeats: 1, flops: false, prices: false}\n"
+        "budget: {steps: 9}\nmeasure: {repeats: 1, flops: false, prices: false, certificates: false}\n"
     )
     cli("run", study, "--out", "r", "--executor", "inline", "-q", cwd=tmp_path)
     folder = tmp_path / "r"
@@ -70,17 +71,53 @@ def test_resume_runs_what_is_missing_in_the_manner_of_before(tmp_path):
         k: v for k, v in first.items() if k != victim
     }
     assert json.loads((folder / "run.json").read_text())["executor"] == "inline"
-    same = cli("compare", "r", "r", cwd=tmp_path)
+    same = called("compare", "r", "r", cwd=tmp_path)
     assert "regression" not in same.stdout
     assert (
-        "is not an executor" in cli("resume", "r", "--executor", "x", cwd=tmp_path, check=2).stderr
+        "is not an executor"
+        in called("resume", "r", "--executor", "x", cwd=tmp_path, check=2).stderr
     )
-    assert "not a results folder" in cli("resume", ".", cwd=tmp_path, check=2).stderr
-    assert "2 of 2 recorded, done" in cli("status", "r", cwd=tmp_path).stdout
-    assert cli("query", "r", "SELECT count(*) AS n FROM trials", cwd=tmp_path).stdout == "n\n2\n"
-    assert "one SELECT" in cli("query", "r", "DROP TABLE trials", cwd=tmp_path, check=2).stderr
-    assert "2 records in" in cli("compact", "r", cwd=tmp_path).stdout
+    assert "not a results folder" in called("resume", ".", cwd=tmp_path, check=2).stderr
+    assert "2 of 2 recorded, done" in called("status", "r", cwd=tmp_path).stdout
+    assert called("query", "r", "SELECT count(*) AS n FROM trials", cwd=tmp_path).stdout == "n\n2\n"
+    assert "one SELECT" in called("query", "r", "DROP TABLE trials", cwd=tmp_path, check=2).stderr
+    assert "2 records in" in called("compact", "r", cwd=tmp_path).stdout
     assert "2 jobs, 2 recorded already" in cli("resume", "r", cwd=tmp_path).stderr
+
+
+def test_what_another_version_recorded_is_reported_and_compared_though_run_anew(
+    results, monkeypatch
+):
+    from optikit.bench import plan as planning
+
+    before = load(results)
+    monkeypatch.setattr(planning, "_own_sources", lambda: "a later commit")
+    assert progress(results).recorded == 0  # as a run would see it
+    after = load(results)
+    assert {r.job["id"] for r in after.records.values()} == set(before.records)
+    assert [c.gaps for c in after.problems[0].curves] == [c.gaps for c in before.problems[0].curves]
+    told = called("compare", results, results, "--json", cwd=".", check=0)
+    found = json.loads(told.stdout)
+    assert {c["variant"] for c in found["changes"]} == {"newton", "adam"}
+    assert {c["verdict"] for c in found["changes"]} <= {
+        "unchanged",
+        "not separable",
+        "not comparable",
+    }
+    said = called("report", results, "--json", cwd=".", check=0)
+    assert "recorded by another version of the code" in said.stderr
+
+
+def test_overrides_may_be_options_and_bench_is_run():
+    study = "quickstart.yaml"
+    plain = called("config", "show", study, "seeds=[5]", cwd=CONFIGS, check=0).stdout
+    option = called("config", "show", study, "--set", "seeds=[5]", cwd=CONFIGS, check=0).stdout
+    assert plain == option
+    assert "seeds:\n- 5\n" in plain
+    jobs = called("run", study, "--dry-run", "seeds=[5]", cwd=CONFIGS, check=0).stdout
+    same = called("bench", study, "--dry-run", "--set", "seeds=[5]", cwd=CONFIGS, check=0).stdout
+    assert jobs == same
+    assert "seed 5" in jobs
 
 
 def test_status_tells_how_far_it_got(results, tmp_path):
@@ -262,7 +299,8 @@ def test_trackio_for_real_and_offline(tmp_path, monkeypatch):
     code = (
         "import optikit as ok, sys\n"
         "ok.Experiment('offline', {'well': 'double-well'}, {'newton': 'newton'}, budget={'steps': 5},\n"
-        "  measure={'repeats': 1, 'prices': False, 'flops': False}).run(sys.argv[1], executor='inline',\n"
+        "  measure={'repeats': 1, 'prices': False, 'flops': False,\n"
+        "  'certificates': False}).run(sys.argv[1], executor='inline',\n"
         "  track='trackio')\n"
     )
     home = tmp_path / "trackio"
@@ -324,7 +362,7 @@ def test_on_a_terminal_there_is_the_table(tmp_path):
     pty = pytest.importorskip("pty")
     (tmp_path / "s.yaml").write_text(
         "name: s\nproblems: {well: {use: double-well}}\noptimizers: {newton: {use: newton}}\n"
-        "budget: {steps: 9}\nmeasure: {repeats: 1, flops: false, prices: false}\n"
+        "budget: {steps: 9}\nmeasure: {repeats: 1, flops: false, prices: false, certificates: false}\n"
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -24,8 +24,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Objective
+from optikit.calculus.columns import value_and_jacobian
 from optikit.calculus.objective import residual_vector
-from optikit.calculus.oracle import value_and_jacobian
 from optikit.calculus.validate import as_args, as_params
 from optikit.core import Box, Params, Scalar, as_box, tree
 from optikit.core.tree import HIGHEST

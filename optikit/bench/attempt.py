@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from optikit.bench import store
+from optikit.bench.batches import is_recorded
 from optikit.bench.lock import locked
 from optikit.bench.plan import Job, problem_job
 from optikit.bench.store import Record, StoreError
@@ -50,17 +51,23 @@ class Ending(NamedTuple):
 def attempt(job: Job, folder: pathlib.Path) -> str:
     """Run a job unless its record is there, and record it. Returns why it failed, or "".
 
+    Of a batch every member is recorded by itself; it is run again, whole, until all of them are.
+
     Raises:
       StoreError: the record cannot be written, or one that is there is damaged.
     """
     with _claimed(folder, job.id) as claim:
-        record = store.read(folder, job.id)
-        if record is None or not store.is_done(record):
-            number = _begin(claim, folder, job)
-            record = _uninterrupted(_informed(job, folder))
-            facts = {**record.facts, "attempt": number, "host": socket.gethostname()}
-            store.write(folder, job.id, record._replace(facts=facts))
-    return record.facts.get("error") or ""
+        if is_recorded(folder, job):
+            return ""
+        number = _begin(claim, folder, job)
+        found = _uninterrupted(_informed(job, folder))
+        more = {"attempt": number, "host": socket.gethostname()}
+        for one, record in zip(job.members or [job], found, strict=True):
+            store.write(folder, one.id, record._replace(facts=record.facts | more))
+    failures = [error for record in found if (error := record.facts.get("error"))]
+    if len(failures) > 1:
+        return f"{len(failures)} of {len(found)} lanes failed, the first: {failures[0]}"
+    return "".join(failures)
 
 
 def write_spec(job: Job, folder: pathlib.Path) -> pathlib.Path:
@@ -109,7 +116,8 @@ def main(arguments: list[str]) -> int:
 
 def allowance(job: Job) -> float:
     """Seconds after which a job is taken to hang."""
-    return GRACE_SECONDS + job.budget.seconds * (2 * job.measure.repeats + 8)
+    lanes = max(len(job.members), 1)
+    return GRACE_SECONDS + lanes * job.budget.seconds * (2 * job.measure.repeats + 8)
 
 
 def _read_spec(path: pathlib.Path) -> tuple[pathlib.Path, Job]:
@@ -148,6 +156,9 @@ def _informed(job: Job, folder: pathlib.Path) -> Job:
     """The job with its problem's best value, as far as it is recorded yet."""
     if job.kind == "problem":
         return job
+    if job.members:
+        members = [_informed(member, folder) for member in job.members]
+        return job.model_copy(update={"members": members})
     with contextlib.suppress(StoreError):  # a damaged record is for the report to tell
         record = store.read(folder, problem_job(job).id)
         if record is not None and "reference" in record.facts:
@@ -155,24 +166,35 @@ def _informed(job: Job, folder: pathlib.Path) -> Job:
     return job
 
 
-def _uninterrupted(job: Job) -> Record:
-    """The record of an attempt that ran through.
+def _uninterrupted(job: Job) -> list[Record]:
+    """The record of an attempt that ran through, or those of a batch's members.
 
     After `MAX_INTERRUPTED` others, of any: if it was interrupted too, its clock is marked invalid.
     """
-    from optikit.bench.trial import run_job
+
+    def run() -> list[Record]:
+        if job.members:
+            from optikit.bench.trial import run_lanes
+
+            return run_lanes(job)
+        from optikit.bench.trial import run_job
+
+        return [run_job(job)]
 
     for _ in range(MAX_INTERRUPTED):
         with _Interruption() as interruption:
-            record = run_job(job)
+            found = run()
         if not interruption.seen:
-            return record
+            return found
         if "jax" in sys.modules:  # what the first one compiled must not shorten the second
             sys.modules["jax"].clear_caches()
     with _Interruption() as interruption:
-        record = run_job(job)
-    if not interruption.seen:
-        return record
+        found = run()
+    return [_marked(record) for record in found] if interruption.seen else found
+
+
+def _marked(record: Record) -> Record:
+    """A record whose clock was interrupted."""
     facts = record.facts
     marks = {key: [*(facts.get(key) or []), "interrupted"] for key in ("marks", "invalid")}
     return record._replace(facts={**facts, **marks})

@@ -9,6 +9,7 @@ records of one machine.
 Reference: Mann & Whitney (1947), Ann. Math. Stat. 18.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -103,6 +104,14 @@ class Comparison(NamedTuple):
         """The changes with a verdict."""
         return [change for change in self.changes if change.verdict == verdict]
 
+    def as_json(self) -> str:
+        """For programs: every change with its verdict, ratio and p; what cannot be told is null."""
+        changes = [
+            change._asdict() | {"ratio": None if change.ratio is None else change.ratio._asdict()}
+            for change in self.changes
+        ]
+        return json.dumps(_finite(self._asdict() | {"changes": changes}), indent=2, allow_nan=False)
+
     def as_text(self) -> str:
         """Regressions and improvements line by line, then the tally, for people."""
         told = [str(c) for kind in ("regression", "improvement") for c in self.of(kind)]
@@ -115,6 +124,15 @@ class Comparison(NamedTuple):
             if pairs:
                 told.append(f"only {name}: " + ", ".join(f"{v} on {p}" for p, v in pairs))
         return "\n".join([*told, *self.notes])
+
+
+def _finite(data: Any) -> Any:
+    """The same as JSON can hold it: numbers that are none, or infinite, as null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def compare(

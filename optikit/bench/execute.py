@@ -114,9 +114,7 @@ def measure(
     with clock.Watch() as watch:
         warm = repeated(lambda: warm_run(start, go, every, first), least=how.repeats)
     joules = energy.joules(lambda: go(start(), every[-1])) if how.energy else None
-    status = snapshots[-1].status
-    if status == Status.RUNNING:
-        status = Status.MAX_STEPS if every[-1] >= budget.steps else Status.OUT_OF_BUDGET
+    status = final_status(snapshots[-1], budget)
     return Run(
         snapshots=snapshots,
         first_seconds=first,
@@ -126,8 +124,15 @@ def measure(
         memory=memory,
         clock=watch.seen,
         joules=joules,
-        trace=_trace(last) if how.trace else None,
+        trace=trace_of(jax.device_get((last.trace, last.steps))),
     )
+
+
+def final_status(last: Snapshot, budget: Budget) -> Status:
+    """How a run ended."""
+    if last.status != Status.RUNNING:
+        return last.status
+    return Status.MAX_STEPS if last.step >= budget.steps else Status.OUT_OF_BUDGET
 
 
 def _first(
@@ -155,11 +160,18 @@ def _first(
 
 def _snapshot(progress: Progress) -> Snapshot:
     """What the host keeps of a point: its best parameters so far and the ledger."""
+    return snapshot_of(jax.device_get(kept(progress)))
+
+
+def kept(progress: Progress) -> Any:
+    """What a snapshot is made of, on the device."""
     best = progress.at if progress.best is None else progress.best
     rejected = progress.state.rejected
-    host = jax.device_get(
-        (progress.steps, best.params, best.value, progress.counts, rejected, progress.status)
-    )
+    return progress.steps, best.params, best.value, progress.counts, rejected, progress.status
+
+
+def snapshot_of(host: Any) -> Snapshot:
+    """A snapshot of what was kept, once it is on the host."""
     step, params, value, counts, rejected, status = host
     whole = Counts(*(int(n) for n in counts))
     return Snapshot(int(step), params, float(value), whole, int(rejected), Status(int(status)))
@@ -198,12 +210,15 @@ def warm_run(
     return stamps
 
 
-def _trace(progress: Progress) -> dict[str, list[float]] | None:
-    """The columns of a run's own trace, a number per step from the start on."""
-    if progress.trace is None:
+def trace_of(host: tuple[Any, Any]) -> dict[str, list[float]] | None:
+    """The columns of a run's own trace, a number per step from the start on.
+
+    Args:
+      host: the trace, or None, and the steps taken.
+    """
+    trace, rows = host[0], int(host[1]) + 1
+    if trace is None:
         return None
-    rows = int(progress.steps) + 1
-    host = jax.device_get(progress.trace)
-    columns = {"value": host.value, "grad_norm": host.grad_norm, "step_norm": host.step_norm}
-    columns |= {f"count_{kind}": n for kind, n in host.counts._asdict().items() if n[-1]}
+    columns = {"value": trace.value, "grad_norm": trace.grad_norm, "step_norm": trace.step_norm}
+    columns |= {f"count_{kind}": n for kind, n in trace.counts._asdict().items() if n[-1]}
     return {name: np.asarray(column)[:rows].tolist() for name, column in columns.items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optikit.bench import resolve, store
+from optikit.bench.earlier import earlier
 from optikit.bench.plan import Job
 from optikit.bench.record import Record
 from optikit.bench.report import Summary, figures, summarise, write_page
@@ -177,10 +178,15 @@ def has_objects(study: Study) -> bool:
 
 
 def collect(
-    study: Study, folder: pathlib.Path, jobs: list[Job], failures: Mapping[str, str]
+    study: Study,
+    folder: pathlib.Path,
+    jobs: list[Job],
+    failures: Mapping[str, str],
+    records: dict[str, Record] | None = None,
 ) -> Results:
     """Read a study's records and score them; lower values found are kept with the records."""
-    records = store.read_all(folder, [job.id for job in jobs])
+    if records is None:
+        records = store.read_all(folder, [job.id for job in jobs])
     shared = read_known(pathlib.Path(study.best_known)) if study.best_known else {}
     own = read_known(folder / KNOWN)
     known = merged(own, shared)
@@ -199,7 +205,7 @@ def collect(
 
 
 def load(folder: str | pathlib.Path) -> Results:
-    """The results in a folder, as far as they have got.
+    """The results in a folder, as far as they have got, also where an earlier optikit left them.
 
     Raises:
       StoreError: it is not a results folder, or is damaged.
@@ -208,8 +214,10 @@ def load(folder: str | pathlib.Path) -> Results:
     study = study_of(folder)
     jobs = planned(study, folder)
     records = store.read_all(folder, [job.id for job in jobs])
+    if not records:
+        jobs, records = earlier(study, folder)
     failures = {k: r.facts["error"] for k, r in records.items() if r.facts.get("error")}
-    return collect(study, folder, jobs, failures)
+    return collect(study, folder, jobs, failures, records)
 
 
 def _entry(label: str, given: Any) -> dict[str, Any]:

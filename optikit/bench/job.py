@@ -14,7 +14,8 @@ class Job(BaseModel):
 
     Attributes:
       kind: "trial": one optimizer on one problem. "problem": what all its trials share: the
-        reference optimum and the price of each oracle.
+        reference optimum and the price of each oracle. "lanes": trials that may share a program,
+        its `members`; each leaves its own record.
       problem: label of the problem, with swept arguments. use: its factory. arguments: of the
         factory.
       group: problems of one group are alike. swept: the arguments that a sweep varies.
@@ -27,7 +28,7 @@ class Job(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    kind: Literal["trial", "problem"]
+    kind: Literal["trial", "problem", "lanes"]
     problem: str
     problem_use: str
     problem_arguments: dict[str, Any]
@@ -47,11 +48,14 @@ class Job(BaseModel):
     targets: list[float] = []
     known: float | None = None
     code: str = ""
+    members: list["Job"] = []
 
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits."""
-        decisive = self.model_dump(mode="json", exclude={"targets", "known"})
+        decisive = self.model_dump(mode="json", exclude={"targets", "known", "members"})
+        if self.members:
+            decisive["members"] = [member.id for member in self.members]
         text = json.dumps(decisive, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -60,5 +64,7 @@ class Job(BaseModel):
         """For people."""
         if self.kind == "problem":
             return f"{self.problem} · reference"
+        if self.members:
+            return f"{self.problem} · {self.variant}"
         again = f" · round {self.round + 1}" if self.round else ""
         return f"{self.problem} · {self.variant} · seed {self.seed}{again}"

@@ -39,12 +39,13 @@ class _Tally:
 
     def begun(self, job: Job) -> None:
         """Take note of a start."""
-        self.running[job.id] = (job, time.monotonic())
+        now = time.monotonic()
+        self.running |= {one.id: (job, now) for one in job.members or [job]}
 
     def ended(self, job: Job, failure: str) -> None:
         """Take note of an end, and of what was found."""
-        _, since = self.running.pop(job.id, (job, time.monotonic()))
-        self.spent.append(time.monotonic() - since)
+        whole, since = self.running.pop(job.id, (job, time.monotonic()))
+        self.spent.append((time.monotonic() - since) / max(len(whole.members), 1))
         self.done += 1
         self.failed += bool(failure)
         if failure or job.kind != "trial":
@@ -151,7 +152,7 @@ class Table(_Tally):
         for name in ("problem", "trials", "best value so far", "by", "running"):
             grid.add_column(name, justify="right" if name == "trials" else "left")
         now: dict[str, list[str]] = {}
-        for job, since in self.running.values():
+        for job, since in {job.id: (job, since) for job, since in self.running.values()}.values():
             what = job.variant or "reference"
             now.setdefault(job.problem, []).append(f"{what} {time.monotonic() - since:.0f} s")
         for problem in dict.fromkeys([*self.counts, *now]):

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import optikit
 from optikit.bench import peers
+from optikit.bench.batches import may_share
 from optikit.bench.factories import declared_by, find_factory
 from optikit.bench.job import Job
 from optikit.bench.signature import module_file, registry
 from optikit.bench.spaces import spaces
-from optikit.bench.spec import OptimizerUse, ProblemUse, Study, variants
+from optikit.bench.spec import Measure, OptimizerUse, ProblemUse, Study, variants
 from optikit.bench.store import Record
 
 __all__ = ["Job", "code_version", "outlook", "plan", "problem_job"]
@@ -39,10 +40,7 @@ def plan(
       settle: take tuning trials without a record for failed, and go on with what there is.
     """
     problems = list(_problems(study))
-    jobs = [
-        _job(study, problem, kind="problem", code=code_version(problem.use.use))
-        for problem in problems
-    ]
+    jobs = [problem_job(_job(study, problem, kind="trial")) for problem in problems]
     tuned = {label: use for label, use in study.optimizers.items() if spaces(use.arguments)}
     if not tuned:
         return jobs + _reported(study, problems, {})
@@ -111,24 +109,34 @@ def _tuning(study: Study, problems: list[_Problem], tuned: Mapping[str, Optimize
     """The trials that choose hyperparameters: as many for every method."""
     from optikit.bench.tuning import sample, tuning_target
 
-    lean = {"repeats": 1, "flops": study.tuning.axis == "flops" or study.tuning.charge}
-    thrifty = study.model_copy(
-        update={
-            "measure": study.measure.model_copy(update=lean),
-            "targets": [tuning_target(study)],
-        }
-    )
+    target = {"targets": [tuning_target(study)]}
+    thrifty = {
+        label: study.model_copy(update=target | {"measure": _lean(study, use)})
+        for label, use in tuned.items()
+    }
     tried = {label: sample(use, study.tuning) for label, use in tuned.items()}
     return [
         _trial(
-            thrifty, problem, label, use, tried[label][i], f"{label} (trial {i + 1})", seed, "tune"
+            thrifty[label], problem, label, use, tried[label][i], f"{label} (trial {i + 1})", seed,
+            "tune",
         )
         for i in range(study.tuning.trials)
         for seed in study.tuning.seeds
         for problem in problems
         for label, use in tuned.items()
         if _meets(problem, use)
-    ]
+    ]  # fmt: skip
+
+
+def _lean(study: Study, use: OptimizerUse) -> Measure:
+    """How tuning trials are measured: as far as choosing and charging need.
+
+    Lanes are counted as the study is: what a batch executes shows there alone, once for all of it.
+    """
+    lanes = study.measure.lanes and may_share(use.use)
+    needed = study.tuning.axis == "flops" or study.tuning.charge
+    counted = study.measure.flops if lanes else needed
+    return study.measure.model_copy(update={"repeats": 1, "lanes": lanes, "flops": counted})
 
 
 def _reported(
@@ -137,6 +145,8 @@ def _reported(
     chosen: Mapping[tuple[str, str], dict[str, Any]],
 ) -> list[Job]:
     """The trials that are shown: every variant of every optimizer, rounds and seeds outermost."""
+    alone = study.measure.model_copy(update={"lanes": False})
+    study = study.model_copy(update={"measure": alone})
     return [
         _trial(study, problem, label, use, arguments, variant, seed, "report", repetition)
         for repetition in range(study.measure.rounds)
@@ -216,8 +226,13 @@ def _job(study: Study, problem: _Problem, **fields: Any) -> Job:
 
 
 def problem_job(job: Job) -> Job:
-    """The job of what a reported trial shares with all others on its problem."""
-    blank: dict[str, Any] = {"kind": "problem", "code": code_version(job.problem_use)}
+    """The job of what a trial shares with all others on its problem, however they are measured."""
+    blank: dict[str, Any] = {
+        "kind": "problem",
+        "code": code_version(job.problem_use),
+        "measure": Measure(prices=job.measure.prices),
+        "role": "report",
+    }
     for name in ("optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"):
         blank[name] = Job.model_fields[name].default
     return job.model_copy(update=blank)

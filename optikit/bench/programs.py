@@ -37,6 +37,19 @@ def programs(
     problem: Problem, optimizer: Optimizer, params: Any, key: jax.Array, *, trace_rows: int = 0
 ) -> Programs:
     """Compile, with a stamp after each stage."""
+    start, go = functions(problem, optimizer, trace_rows=trace_rows)
+    return compiled(start, go, problem, params, key, jnp.asarray(0, jnp.int32))
+
+
+def compiled(
+    start_function: Callable[..., Any],
+    go_function: Callable[..., Any],
+    problem: Problem,
+    params: Any,
+    key: jax.Array,
+    limit: jax.Array,
+) -> Programs:
+    """Compile a start and a chunk, with a stamp after each stage."""
     spent = {"trace": 0.0, "lower": 0.0, "compile": 0.0}
     options = dict(compiler_options((params, problem.args), params)) or None
 
@@ -52,11 +65,10 @@ def programs(
             spent[stage] += b - a
         return compiled
 
-    start_function, go_function = functions(problem, optimizer, trace_rows=trace_rows)
     with _no_cache_on_disk():
         start = build(start_function, params, problem.args, key)
         shapes = jax.eval_shape(start_function, params, problem.args, key)
-        go = build(go_function, shapes, problem.args, jnp.asarray(0, jnp.int32))
+        go = build(go_function, shapes, problem.args, limit)
     return Programs(start, go, spent, _memory(go))
 
 

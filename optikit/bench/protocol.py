@@ -16,7 +16,7 @@ def check_protocol(source: Source) -> list[tuple[Mark, str]]:
     found = _check_sections(source)
     tuned = _searched(source.data.get("optimizers"))
     if tuned:
-        found += _check_seeds(source)
+        found += _check_seeds(source) + _check_lanes(source)
     return found + _check_reference(source)
 
 
@@ -102,6 +102,18 @@ def _check_seeds(source: Source) -> list[tuple[Mark, str]]:
         for i, seed in enumerate(seeds)
         if seed in reported
     ]
+
+
+def _check_lanes(source: Source) -> list[tuple[Mark, str]]:
+    """Lanes share a clock, so that no setting can be chosen by it."""
+    measure, tuning = source.data.get("measure"), source.data.get("tuning")
+    if not isinstance(measure, Mapping) or measure.get("lanes") is not True:
+        return []
+    axis = tuning.get("axis") if isinstance(tuning, Mapping) else None
+    if axis not in ("warm", "cold"):
+        return []
+    text = f"tuning.axis: lanes share their seconds, so {axis!r} cannot choose: take a counted axis"
+    return [(place(source, ("tuning", "axis")), text)]
 
 
 def _check_reference(source: Source) -> list[tuple[Mark, str]]:

@@ -6,7 +6,7 @@ as many further steps as the interval has. Of a run whose judged value rises aga
 interval, bisection finds a crossing of the target, not surely the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,9 +46,33 @@ def narrow(
       go: (state, step) -> the state at that step, leaving the given one as it is.
       look: judges a state.
     """
+    hunt = search(known, targets)
+    state, at = None, -1
+    tried, reached = None, -1
+    try:
+        low, middle = next(hunt)
+        while True:
+            if low == reached:
+                state, at = tried, low
+            if low != at:
+                state, at = go(restart() if state is None or at > low else state, low), low
+            tried, reached = go(state, middle), middle
+            low, middle = hunt.send(look(tried))
+    except StopIteration as ended:
+        return ended.value
+
+
+def search(
+    known: Sequence[Point], targets: Sequence[float]
+) -> Generator[tuple[int, int], Point, list[Point]]:
+    """The same as a dialogue: it asks for the point at a step, to be reached from an earlier one.
+
+    Yields:
+      (the step to go on from, the step to look at); the point there is sent in.
+    Returns: what `narrow` returns.
+    """
     points = {point.step: point for point in known}
     wanted: set[int] = set()
-    state, at = None, -1
     for target in sorted(set(targets), reverse=True):  # the loosest is met first
         steps = sorted(points)
         hit = next((s for s in steps if points[s].gap <= target), None)
@@ -56,19 +80,15 @@ def narrow(
             continue
         low, high = steps[steps.index(hit) - 1], hit
         while high - low > 1:
-            if at != low:
-                state = go(restart() if state is None or at > low else state, low)
-                at = low
             middle = (low + high) // 2
-            tried = go(state, middle)
-            point = look(tried)
+            point = yield low, middle
             if point.step != middle:  # a run that does not repeat itself is left as it is
                 return []
             points[middle] = point
             if point.gap <= target:
                 high = middle
             else:
-                low, state, at = middle, tried, middle
+                low = middle
         wanted |= {low, high}
     return [points[step] for step in sorted(wanted - {point.step for point in known})]
 
@@ -91,10 +111,14 @@ def refined(
     if not scale > 0:
         return []
 
-    def seen(snapshot: Snapshot) -> Point:
-        above = snapshot.judged[0] - goal.optimum
-        return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)
-
-    known = [seen(s) for s in snapshots]
-    found = narrow(known, goal.targets, restart, go, lambda state: seen(look(state)))
+    known = [point_of(s, goal, scale) for s in snapshots]
+    found = narrow(
+        known, goal.targets, restart, go, lambda state: point_of(look(state), goal, scale)
+    )
     return [point.content for point in found]
+
+
+def point_of(snapshot: Snapshot, goal: Goal, scale: float) -> Point:
+    """A judged snapshot for the search; `scale` is how far above the optimum the run began."""
+    above = snapshot.judged[0] - goal.optimum
+    return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from optikit.bench import store
+from optikit.bench.batches import batched
 from optikit.bench.executors import executor_named
 from optikit.bench.plan import Job, outlook, plan
 from optikit.bench.spec import Study
@@ -94,12 +95,21 @@ def run_study(
             missing = [job for job in jobs if job.id not in failures and not _done(folder, job)]
             expected = max(len(jobs), sum(outlook(study)))
             watcher.planned(expected, len(jobs) - len(missing))
-            ended = run(missing, folder, manner.workers, watcher.begun, **manner.options)
-            for job, failure in ended:
-                watcher.ended(job, failure)
-                if failure:
-                    failures[job.id] = failure
-                log(job, store.read(folder, job.id))
+            left = {job.id for job in missing}
+            work = batched(jobs, left)
+            ended = run(work, folder, manner.workers, watcher.begun, **manner.options)
+            for done, failed in ended:
+                for job in done.members or [done]:
+                    if job.id not in left:
+                        continue
+                    record = store.read(folder, job.id)
+                    failure = failed
+                    if done.members and record is not None:  # each lane has its own fate
+                        failure = record.facts.get("error") or ""
+                    watcher.ended(job, failure)
+                    if failure:
+                        failures[job.id] = failure
+                    log(job, record)
     return Outcome(folder, jobs, failures)
 
 

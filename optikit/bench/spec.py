@@ -60,6 +60,11 @@ class Measure(_Strict):
     )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
     certificates: bool = Field(default=True, description="say what kind of point was reached")
+    lanes: bool = Field(
+        default=False,
+        description="run the tuning trials of a method on a problem as lanes of one program; their "
+        "seconds are shares of its own, and choose nothing",
+    )
     trace: bool = Field(
         default=False,
         description="keep value, gradient, step length and oracle calls of every step, on the "

@@ -7,6 +7,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from optikit.bench import store
+from optikit.bench.batches import batched
 from optikit.bench.lock import is_held
 from optikit.bench.plan import Job, outlook
 from optikit.bench.record import Record
@@ -69,6 +70,7 @@ def progress(folder: pathlib.Path) -> Progress:
     records = store.read_all(folder, [job.id for job in jobs])
     done = {job_id for job_id, record in records.items() if store.is_done(record)}
     missing = [job for job in jobs if job.id not in done]
+    work = batched(jobs, {job.id for job in missing})
     return Progress(
         name=study.name,
         jobs=max(len(jobs), sum(outlook(study))),
@@ -78,7 +80,7 @@ def progress(folder: pathlib.Path) -> Progress:
             for job in missing
             if job.id in records
         ],
-        running=[_in_work(folder, job) for job in missing if is_held(_attempts(folder, job))],
+        running=[_in_work(folder, job) for job in work if is_held(_attempts(folder, job))],
         active=is_held(folder / "lock"),
         seconds_left=_seconds_left(missing, jobs, records, manner_of(folder).workers or 1),
         best=best_so_far(jobs, records),

@@ -7,11 +7,15 @@ import contextlib
 import functools
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from optikit.bench import environment, peers
 from optikit.bench.plan import Job
 from optikit.bench.store import Record
+
+Found = tuple[dict[str, Any], list[dict[str, Any]]]
+"""Facts and rows."""
 
 
 def run_job(job: Job) -> Record:
@@ -19,30 +23,62 @@ def run_job(job: Job) -> Record:
 
     Inside, x64 and the matmul precision are the job's, whatever the process has set.
     """
+    started, begun = time.time(), time.perf_counter()
+
+    def run() -> Found:
+        return (_problem_job(job), []) if job.kind == "problem" else _trial_job(job)
+
+    with _as_asked(job):
+        facts, rows = _whatever_happens(run)
+    return _record(job, facts, rows, started, time.perf_counter() - begun)
+
+
+def run_lanes(job: Job) -> list[Record]:
+    """Run the members of a batch in this process, as lanes of one program where they can be.
+
+    Members whose hyperparameters change the program are grouped by those; one that is left by
+    itself is run by itself. If a program fails, so do all its lanes.
+    """
+    found: dict[str, Record] = {}
+    with _as_asked(job):
+        for members in _programs(job):
+            if len(members) == 1:
+                found[members[0].id] = run_job(members[0])
+                continue
+            started, begun = time.time(), time.perf_counter()
+            lanes = _whatever_happens(lambda members=members: _lanes_job(members))
+            share = (time.perf_counter() - begun) / len(members)
+            each = lanes if isinstance(lanes, list) else [lanes] * len(members)
+            for member, (facts, rows) in zip(members, each, strict=True):
+                found[member.id] = _record(member, dict(facts), rows, started, share)
+    return [found[member.id] for member in job.members]
+
+
+@contextlib.contextmanager
+def _as_asked(job: Job) -> Iterator[None]:
     import jax
 
-    started = time.time()
-    begun = time.perf_counter()
-    facts: dict[str, Any]
-    rows: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(job.dtype == "float64"))
-        stack.enter_context(jax.default_matmul_precision(job.matmul_precision))
-        try:
-            if job.kind == "problem":
-                facts = _problem_job(job)
-            else:
-                facts, rows = _trial_job(job)
-            facts["error"] = None
-        except Exception as error:  # a failing solver is a result, not the end of the study
-            facts = {
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(limit=-8),
-            }
-    facts["environment"] = environment.capture()
-    facts["started"] = started
-    facts["wall_seconds"] = time.perf_counter() - begun
-    return Record(job.model_dump(mode="json") | {"id": job.id}, facts, rows)
+    with jax.enable_x64(job.dtype == "float64"), jax.default_matmul_precision(job.matmul_precision):
+        yield
+
+
+def _whatever_happens(run: Callable[[], Any]) -> Any:
+    """What it returns; or the facts of its failure, and no rows."""
+    try:
+        return run()
+    except Exception as error:  # a failing solver is a result, not the end of the study
+        return {
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(limit=-8),
+        }, []
+
+
+def _record(
+    job: Job, facts: dict[str, Any], rows: list[dict[str, Any]], started: float, seconds: float
+) -> Record:
+    own = {"environment": environment.capture(), "started": started, "wall_seconds": seconds}
+    told = job.model_dump(mode="json", exclude={"members"}) | {"id": job.id}
+    return Record(told, {"error": None, **facts, **own}, rows)
 
 
 def _problem_job(job: Job) -> dict[str, Any]:
@@ -67,18 +103,14 @@ def _problem_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    import jax
-
-    from optikit.bench.certificate import final_certificate
+def _trial_job(job: Job) -> Found:
     from optikit.bench.execute import measure
     from optikit.bench.referee import referee
-    from optikit.bench.refine import Goal
     from optikit.bench.replay import costs_along
     from optikit.bench.resolve import optimizer_of, problem_of
 
     problem = problem_of(job)
-    cast, key = problem.cast(job.dtype), jax.random.fold_in(jax.random.key(0), job.seed)
+    cast, key = problem.cast(job.dtype), _key(job)
     if peers.is_peer(job.optimizer_use):
         optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
         measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
@@ -86,36 +118,137 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         optimizer = optimizer_of(job)
         measured = functools.partial(measure, optimizer=optimizer)
         followed, more = functools.partial(costs_along, optimizer=optimizer), dict
-    known = problem.optimum if job.known is None else job.known
     run = measured(
         problem=cast,
         key=key,
         budget=job.budget,
         how=job.measure,
         judge=referee(problem),
-        goal=Goal(known, job.targets) if job.measure.refine and known is not None else None,
+        goal=_goal(job, problem),
     )
     steps = [snapshot.step for snapshot in run.snapshots]
     along = followed(problem=cast, key=key, steps=steps) if job.measure.flops else None
+    return _facts(job, problem, run, along, optimizer.name) | more(), _rows(run, along)
+
+
+def _key(job: Job) -> Any:
+    import jax
+
+    return jax.random.fold_in(jax.random.key(0), job.seed)
+
+
+def _goal(job: Job, problem: Any) -> Any:
+    """What first hits are narrowed for, if anything."""
+    from optikit.bench.refine import Goal
+
+    known = problem.optimum if job.known is None else job.known
+    return Goal(known, job.targets) if job.measure.refine and known is not None else None
+
+
+def _programs(job: Job) -> list[list[Job]]:
+    """The members of a batch, those together that can share a program, in the plan's order."""
+    from optikit.bench.lanes import shareable
+    from optikit.bench.resolve import optimizer_of, problem_of
+
+    try:
+        problem = problem_of(job).cast(job.dtype)
+    except Exception:  # each of them will say so
+        return [[member] for member in job.members]
+    sound, alone = [], []
+    for member in job.members:
+        try:
+            optimizer_of(member)
+            sound.append(member)
+        except Exception:  # it will say so when it is run
+            alone.append([member])
+    if not sound:
+        return alone
+    lanes = _lanes(sound)
+    free = shareable(problem, lanes)
+    groups: dict[str, list[Job]] = {}
+    for member in sound:
+        fixed = [member.optimizer_arguments[name] for name in lanes.varied if name not in free]
+        groups.setdefault(repr(fixed), []).append(member)
+    return [*groups.values(), *alone]
+
+
+def _lanes(members: list[Job]) -> Any:
+    """What the members of one program have in common, and what varies."""
+    from optikit.bench.lanes import Lanes
+    from optikit.bench.resolve import optimizer_of
+
+    given = [member.optimizer_arguments for member in members]
+    names = [k for k, v in given[0].items() if any(other[k] != v for other in given)]
+
+    def make(chosen):
+        arguments = given[0] | dict(chosen)
+        return optimizer_of(members[0].model_copy(update={"optimizer_arguments": arguments}))
+
+    varied = {name: [float(one[name]) for one in given] for name in names}
+    return Lanes(make, varied, [_key(member) for member in members])
+
+
+def _lanes_job(members: list[Job]) -> list[Found]:
+    """Facts and rows of every lane of one program."""
+    import jax
+
+    from optikit.bench.lanes import costs_of_lanes, executed, measure_lanes
+    from optikit.bench.referee import referee
+    from optikit.bench.resolve import optimizer_of, problem_of
+
+    job = members[0]
+    problem = problem_of(job)
+    cast, lanes = problem.cast(job.dtype), _lanes(members)
+    runs, seconds = measure_lanes(
+        cast,
+        lanes,
+        budget=job.budget,
+        how=job.measure,
+        judge=referee(problem),
+        goals=[_goal(member, problem) for member in members],
+    )
+    steps = [[snapshot.step for snapshot in run.snapshots] for run in runs]
+    alongs = costs_of_lanes(cast, lanes, steps) if job.measure.flops else [None] * len(runs)
+    shared: dict[str, Any] = {"number": len(members), "seconds": seconds, "executed": None}
+    if job.measure.flops:
+        own = [along.costs[-1] for along in alongs if along is not None]
+        shared["logical"] = _plain(jax.tree.map(lambda *xs: sum(xs), *own))
+        shared["executed"] = _plain(executed(cast, lanes, max(every[-1] for every in steps)))
+    name = optimizer_of(job).name
+    return [
+        (
+            _facts(member, problem, run, along, name) | {"lanes": shared | {"lane": i}},
+            _rows(run, along),
+        )
+        for i, (member, run, along) in enumerate(zip(members, runs, alongs, strict=True))
+    ]
+
+
+def _plain(cost: Any) -> dict[str, Any]:
+    return {"flops": cost.flops, "bytes": cost.bytes, "calls": cost.calls._asdict()}
+
+
+def _facts(job: Job, problem: Any, run: Any, along: Any, method: str) -> dict[str, Any]:
+    from optikit.bench.certificate import final_certificate
+
     return {
         "status": run.status.name,
         "sentence": run.status.sentence,
-        "method": optimizer.name,
+        "method": method,
         "seconds": run.seconds,
         "memory": run.memory,
         "memory_bytes": run.memory["program_bytes"],
         "clock": run.clock | {"runs": run.warm.runs, "coverage": run.warm.coverage},
         "marks": run.clock["marks"] + _mismatched(run.snapshots[-1].params, job.dtype),
         "invalid": run.clock["invalid"],
-        "known": known,
+        "known": problem.optimum if job.known is None else job.known,
         "ledger_agrees": None if along is None else along.ledger_agrees,
         "unpriced": None if along is None else along.unknown,
         "trace": run.trace,
         "certificate": final_certificate(problem, run.snapshots[-1].params)
         if job.measure.certificates and job.role == "report"
         else None,
-        **more(),
-    }, _rows(run, along)
+    }
 
 
 def _mismatched(params: Any, dtype: str) -> list[str]:

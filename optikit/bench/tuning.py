@@ -169,6 +169,7 @@ class Tuned(NamedTuple):
       curve: best-of-k for every k up to the number of trials.
       charge: by axis, what all tuning trials together cost.
       flags: what should make a reader doubt the tuning, in words; empty if nothing does.
+      lanes: which trials shared programs, in words; empty if none did.
     """
 
     problem: str
@@ -181,6 +182,7 @@ class Tuned(NamedTuple):
     curve: list[BestOfK]
     charge: dict[str, float]
     flags: list[str]
+    lanes: str
 
 
 def tuning_report(study: Study, problems: Sequence[ProblemScore]) -> list[Tuned]:
@@ -215,8 +217,25 @@ def _tuned(
     flags += _undertuned(study, problem, label, curve)
     return Tuned(
         problem.label, label, dict(best.arguments), searched, costs, study.tuning.axis,
-        tuning_target(study), curve, charge, flags,
+        tuning_target(study), curve, charge, flags, _told_of_lanes(finals),
     )  # fmt: skip
+
+
+def _told_of_lanes(trials: list[Curve]) -> str:
+    """Which trials shared programs, and what those did beyond what was asked; "" if none did."""
+    lanes = [trial.facts["lanes"] for trial in trials if trial.facts.get("lanes")]
+    if not lanes:
+        return ""
+    programs = [shared for shared in lanes if shared["lane"] == 0]
+    told = f"{len(lanes)} of {len(trials)} trials as lanes of {len(programs)} " + (
+        "program" if len(programs) == 1 else "programs"
+    )
+    counted = [shared for shared in programs if shared["executed"] is not None]
+    asked, done = (
+        sum(sum(shared[kind]["calls"].values()) for shared in counted)
+        for kind in ("logical", "executed")
+    )
+    return told + (f", {done / asked:.3g}x the oracle calls asked for" if asked else "")
 
 
 def _undertuned(study: Study, problem: ProblemScore, label: str, curve: list[BestOfK]) -> list[str]:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from optikit.calculus.columns import COLUMNS_AT_ONCE, value_and_jacobian
 from optikit.calculus.objective import (
     Objective,
     example_losses,
@@ -22,7 +23,7 @@ from optikit.calculus.objective import (
     residual_vector,
     split_data,
 )
-from optikit.calculus.oracle import COLUMNS_AT_ONCE, Oracle, bind, value_and_jacobian
+from optikit.calculus.oracle import Oracle, bind
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Key, LinearOperator, Params, PyTree, Scalar
 

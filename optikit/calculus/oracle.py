@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from optikit.calculus.columns import columns, value_and_jacobian
 from optikit.calculus.objective import (
     Objective,
     example_losses,
@@ -37,9 +36,6 @@ from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tree
 from optikit.losses import Loss, sample_labels
 
 CurvatureKind = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
-
-COLUMNS_AT_ONCE = 256
-"""Products evaluated together when a dense matrix is built from products: bounds the memory."""
 
 
 class Eval(NamedTuple):
@@ -348,31 +344,3 @@ def bind(
       tap: called with the kind of oracle at each use of the door; see the module.
     """
     return Oracle(objective, tuple(args), fixed, tap)
-
-
-def value_and_jacobian(
-    function: Callable[[Params], Float[Array, " m"]], params: Params
-) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
-    """A vector function and its dense Jacobian over the ravelled parameters, in one sweep."""
-    flat, unravel = ravel_pytree(params)
-    count = jax.eval_shape(function, params).size
-    if count < flat.size:
-        value, pull = jax.vjp(lambda v: function(unravel(v)), flat)
-        units = jnp.eye(count, dtype=value.dtype)
-        return value, lax.map(lambda u: pull(u)[0], units, batch_size=COLUMNS_AT_ONCE)
-    value, push = jax.linearize(lambda v: function(unravel(v)), flat)
-    return value, _map_units(push, flat).T
-
-
-def columns(product: Callable[[Params], Params], params: Params) -> Float[Array, "n n"]:
-    """The dense matrix of a symmetric product over the ravelled parameters."""
-    flat, unravel = ravel_pytree(params)
-    matrix = _map_units(lambda v: ravel_pytree(product(unravel(v)))[0], flat)
-    return (matrix + matrix.T) / 2
-
-
-def _map_units(function: Callable[[Array], Array], flat: Array) -> Array:
-    units = jnp.eye(flat.size, dtype=flat.dtype)
-    if flat.size <= COLUMNS_AT_ONCE:
-        return jax.vmap(function)(units)
-    return lax.map(function, units, batch_size=COLUMNS_AT_ONCE)

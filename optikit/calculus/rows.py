@@ -13,6 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from optikit.calculus.columns import COLUMNS_AT_ONCE
 from optikit.calculus.objective import (
     Objective,
     example_losses,
@@ -21,7 +22,7 @@ from optikit.calculus.objective import (
     outputs_of,
     split_data,
 )
-from optikit.calculus.oracle import COLUMNS_AT_ONCE, Oracle
+from optikit.calculus.oracle import Oracle
 from optikit.core import Params, tree
 from optikit.core.tree import HIGHEST
 

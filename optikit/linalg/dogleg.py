@@ -1,14 +1,17 @@
 """The dogleg: from the steepest descent minimiser to the Newton point, cut off at the radius.
 
 Along the path the length grows and the model falls, so its end inside the region is found by one
-quadratic equation. Sums of squares use the Gauss-Newton model, from the Jacobian alone (Powell's
-hybrid method); other objectives use the dense Hessian, with |lambda| in place of the eigenvalues
-where it is not convex, so that both ends of the path descend and saddles are left.
+quadratic equation. The double dogleg turns to the Newton direction before it gets to the Newton
+point, and so leans toward it sooner. Sums of squares use the Gauss-Newton model, from the Jacobian
+alone (Powell's hybrid method); other objectives use the dense Hessian, with |lambda| in place of
+the eigenvalues where it is not convex, so that both ends of the path descend and saddles are left.
 
 References: Nocedal & Wright (2006), section 4.1, eq. 4.16; Powell (1970), "A hybrid method for
-nonlinear equations".
+nonlinear equations"; Dennis & Mei (1979), "Two new unconstrained optimization algorithms which use
+function and gradient values", for the double one.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -25,21 +28,56 @@ from optikit.linalg.least_squares import evaluate_residuals, gauss_newton_step
 from optikit.linalg.secular import Spectrum
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
+LEAN = 0.8
+"""Weight of gamma in the double dogleg's eta = LEAN gamma + 1 - LEAN."""
+
 
 @memoized
-def dogleg(*, residuals: bool = False) -> Subproblem:
+def dogleg(*, residuals: bool = False, double: bool = False) -> Subproblem:
     """Powell's dogleg as a Subproblem.
 
     Args:
       residuals: use the Jacobian of a sum of squares, evaluated by one jacobian with each point;
         else the dense curvature matrix, one a step.
+      double: Dennis and Mei's path.
 
     Cost beside that: 2 m n^2 flops (residuals) or 9 n^3; nothing per proposal.
     """
-    return Subproblem(_from_jacobian, evaluate_residuals) if residuals else Subproblem(_from_matrix)
+    if residuals:
+        return Subproblem(functools.partial(_from_jacobian, double), evaluate_residuals)
+    return Subproblem(functools.partial(_from_matrix, double))
 
 
-def _from_jacobian(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+def double_dogleg_step(
+    gradient: Float[Array, " n"],
+    first: Float[Array, " n"],
+    last: Float[Array, " n"],
+    radius: Scalar,
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """The last point within the radius of the path 0 - first - eta last - last; whether it was cut.
+
+    eta = 0.8 gamma + 0.2 with gamma = <g, first> / <g, last>. For a convex model with the steepest
+    descent minimiser as `first` and its own as `last`, gamma <= 1 and |first| <= gamma |last|.
+
+    Reference: Dennis & Schnabel (1983), section 6.4.2.
+
+    Example:
+      >>> g, c, n = jnp.array([-1.0, -1.0]), jnp.array([0.4, 0.4]), jnp.array([1.0, 0.25])
+      >>> step, cut = double_dogleg_step(g, c, n, jnp.array(1.0))  # on the last, straight part
+      >>> [round(float(v), 4) for v in step], bool(cut)
+      ([0.9701, 0.2425], True)
+    """
+    along = jnp.vdot(gradient, last, precision=HIGHEST)
+    gamma = jnp.vdot(gradient, first, precision=HIGHEST) / jnp.where(along != 0, along, 1)
+    eta = LEAN * jnp.clip(gamma, 0, 1) + (1 - LEAN)
+    size = jnp.linalg.norm(last)
+    straight = radius / jnp.where(size > 0, size, 1) * last
+    bent, short = dogleg_step(first, eta * last, radius)
+    cut = size > radius
+    return jnp.where(cut, jnp.where(short, bent, straight), last), cut
+
+
+def _from_jacobian(double: bool, oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
     del oracle, kind, key
     r, jacobian = at.local
     gradient, unravel = ravel_pytree(at.grad)
@@ -53,10 +91,11 @@ def _from_jacobian(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> M
 
     bottom = curvature(newton) / 2
     convex = jnp.asarray(True)
-    return _model(at, cauchy, newton, curvature, unravel, convex, bottom, tally(Counts()))
+    free = tally(Counts())
+    return _model(at, cauchy, newton, curvature, unravel, convex, bottom, free, double)
 
 
-def _from_matrix(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
+def _from_matrix(double: bool, oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
     op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
     gradient, unravel = ravel_pytree(at.grad)
     matrix = op.dense()
@@ -77,7 +116,7 @@ def _from_matrix(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Mod
     bottom = jnp.where(safe, -jnp.vdot(gradient, whole), jnp.sum(model.along**2 / sizes)) / 2
     eigen = at._replace(grad=model.along)
     return _model(
-        eigen, cauchy, newton, curvature, lift, model.convex, bottom, tally(op.matrix_price)
+        eigen, cauchy, newton, curvature, lift, model.convex, bottom, tally(op.matrix_price), double
     )
 
 
@@ -104,12 +143,17 @@ def _model(
     convex: Bool[Array, ""],
     bottom: Scalar,
     counts: Counts,
+    double: bool,
 ) -> Model:
     gradient, dtype = ravel_pytree(at.grad)[0], at.value.dtype
 
     def propose(radius: Scalar, inner: Inner) -> Direction:
         del inner
-        s, cut = dogleg_step(cauchy, newton, radius.astype(gradient.dtype))
+        reach = radius.astype(gradient.dtype)
+        if double:
+            s, cut = double_dogleg_step(gradient, cauchy, newton, reach)
+        else:
+            s, cut = dogleg_step(cauchy, newton, reach)
         return Direction(
             step=lift(s),
             slope=jnp.vdot(gradient, s, precision=HIGHEST).astype(dtype),

@@ -56,7 +56,7 @@ def exact(*, region: Region = "ball", scaled: bool = True) -> Subproblem:
         op = oracle.curvature(kind, at.params, key if kind == "fisher" else None)
         matrix = op.dense()
         gradient, unravel = ravel_pytree(at.grad)
-        units, d = _units(matrix, memory) if scaled else (memory, jnp.ones_like(gradient))
+        units, d = measured_in(matrix, memory) if scaled else (memory, jnp.ones_like(gradient))
         slopes = d * gradient
         vectors, model = decomposed(d[:, None] * matrix * d[None, :], slopes)
         length = jnp.maximum(1, tree.norm(at.params)).astype(matrix.dtype)
@@ -85,13 +85,21 @@ def exact(*, region: Region = "ball", scaled: bool = True) -> Subproblem:
     return Subproblem(prepare, init=init if scaled else None)
 
 
-def _units(
+def measured_in(
     matrix: Float[Array, "n n"], smallest: Float[Array, " n"] | None
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """The smallest units of the parameters so far, and the same with a geometric mean of 1.
 
     So that the region stays a ball where all curvatures are alike. A parameter without curvature
     has no unit yet.
+
+    Args:
+      smallest: infinite where there is none so far.
+
+    Example:
+      >>> _, scale = measured_in(jnp.diag(jnp.array([4.0, 1.0])), None)
+      >>> [round(float(v), 4) for v in scale]
+      [0.7071, 1.4142]
     """
     units = jnp.where(jnp.any(matrix != 0, axis=0), equilibration(matrix), jnp.inf)
     units = units if smallest is None else jnp.minimum(smallest, units)

@@ -25,6 +25,7 @@ from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
 from optikit.optimizers.muon import muon
 from optikit.optimizers.natural_gradient import natural_gradient
 from optikit.optimizers.newton import fisher_scoring, newton
+from optikit.optimizers.newton_bfgs import newton_bfgs
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
 from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
@@ -64,6 +65,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "muon": muon,
     "natural-gradient": natural_gradient,
     "newton": newton,
+    "newton-bfgs": newton_bfgs,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
     "psgd-kron": psgd_kron,
@@ -173,6 +175,7 @@ __all__ = [
     "named",
     "natural_gradient",
     "newton",
+    "newton_bfgs",
     "newton_cg",
     "nonlinear_cg",
     "optax_names",

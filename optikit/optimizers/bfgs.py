@@ -51,13 +51,13 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
         direction = -jnp.matmul(state.inverse_hessian, gradient, precision=HIGHEST)
         search, s, y = search_along(globalize, oracle, at, direction)
         search, again = forgiven(search, state.fresh)
-        new = tree.where(again, init(at), _updated(state, s, y, search.accepted))
+        new = tree.where(again, init(at), updated(state, s, y, search.accepted))
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, learns=True, name="bfgs")
 
 
-def _updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> BfgsState:
+def updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> BfgsState:
     """H+ = (I - rho s y^T) H (I - rho y s^T) + rho s s^T, if the pair is curved."""
     learn = accepted & is_curved(s, y)
     sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)

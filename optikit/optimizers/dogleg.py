@@ -19,6 +19,7 @@ from optikit.optimizers.second_order import second_order
 def dogleg(
     *,
     curvature: CurvatureKind | Literal["auto"] = "auto",
+    double: bool = False,
     radius: float | None = None,
     max_trials: int = 60,
 ) -> Optimizer:
@@ -28,6 +29,7 @@ def dogleg(
       curvature: of the model. "auto" is the Gauss-Newton model of a sum of squares, from its
         Jacobian without squaring it, and the Hessian of anything else; a kind builds that dense
         matrix.
+      double: Dennis and Mei's double dogleg, which leans toward the Newton step sooner.
       radius: the first radius; by default max(1, |params|).
       max_trials: trials per step.
 
@@ -48,7 +50,7 @@ def dogleg(
         raise ValueError(msg)
     matrix = second_order(
         curvature="hessian" if curvature == "auto" else curvature,
-        solve=dogleg_model(),
+        solve=dogleg_model(double=double),
         globalize=trust_region(radius=radius, max_trials=max_trials),
         name="dogleg",
     )
@@ -56,7 +58,7 @@ def dogleg(
         return matrix
     squares = second_order(
         curvature="ggn",
-        solve=dogleg_model(residuals=True),
+        solve=dogleg_model(residuals=True, double=double),
         globalize=trust_region(radius=radius, max_trials=max_trials, gradients=False),
         name="dogleg",
     )

@@ -2,7 +2,8 @@
 
 B may be indefinite, which is what SR1 is for: it learns negative curvature, and on a quadratic it
 equals the Hessian after n independent steps, whatever their lengths. The subproblem is solved
-exactly. Rejected trials teach too, unless the gradient there is out of all proportion, so that the
+exactly, in a region that B itself has scaled, as far as it is known (`optikit.linalg.exact`).
+Rejected trials teach too, unless the gradient there is out of all proportion, so that the
 next one differs in more than its length.
 
 Reference: Nocedal & Wright (2006), Algorithm 6.2, eq. 6.24 and 6.26; Conn, Gould & Toint (1991),
@@ -20,7 +21,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.core import Key, Scalar, Status, memoized, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize.search import Trials, verdict
-from optikit.linalg.exact import decomposed, proposal
+from optikit.linalg.exact import decomposed, measured_in, proposal
 from optikit.optimizers.protocol import Optimizer, StepInfo
 from optikit.optimizers.quasi_newton import first_scale, is_curved
 
@@ -31,6 +32,7 @@ class Sr1State(NamedTuple):
     matrix: Float[Array, "n n"]  # B, symmetric, of any signature
     fresh: Bool[Array, ""]  # no pair has been learnt yet
     radius: Scalar
+    units: Float[Array, " n"]  # of the parameters, the smallest so far
 
 
 class _Run(NamedTuple):
@@ -45,7 +47,12 @@ class _Run(NamedTuple):
 
 @memoized
 def sr1(
-    *, radius: float | None = None, accept: float = 1e-4, skip: float = 1e-8, max_trials: int = 60
+    *,
+    radius: float | None = None,
+    accept: float = 1e-4,
+    skip: float = 1e-8,
+    max_trials: int = 60,
+    scaled: bool = True,
 ) -> Optimizer:
     """SR1 in a trust region: O(n^2) memory, and per trial one grad and 9 n^3 flops.
 
@@ -54,6 +61,7 @@ def sr1(
       accept: least ratio of actual to predicted decrease.
       skip: the pair (s, y) is not learnt where |<s, y - B s>| < skip |s| |y - B s|, at any scale.
       max_trials: trials per step before it is given up.
+      scaled: measure the region in units of the parameters that come from B, else in the user's.
 
     Example:
       >>> import optikit as ok
@@ -68,7 +76,8 @@ def sr1(
         matrix = jnp.eye(gradient.size, dtype=gradient.dtype) / first_scale(gradient)
         dtype = at.value.dtype
         first = jnp.maximum(1, tree.norm(at.params)) if radius is None else radius
-        return Sr1State(matrix, jnp.asarray(True), jnp.asarray(first, dtype))
+        unknown = jnp.full_like(gradient, jnp.inf)
+        return Sr1State(matrix, jnp.asarray(True), jnp.asarray(first, dtype), unknown)
 
     def step(oracle: Oracle, at: Eval, state: Sr1State, key: Key):
         del key
@@ -81,10 +90,14 @@ def sr1(
             return ~c.accepted & (c.trials < max_trials) & (c.model.radius > smallest)
 
         def body(c: _Run) -> _Run:
-            vectors, model = decomposed(c.model.matrix, gradient)
-            bound = c.model.radius
+            matrix, bound = c.model.matrix, c.model.radius
+            units, scale = c.model.units, jnp.ones_like(gradient)
+            if scaled:
+                units, scale = measured_in(matrix, units)
+            vectors, model = decomposed(scale[:, None] * matrix * scale[None, :], scale * gradient)
             d, _ = proposal(model, bound.astype(gradient.dtype), "ball", length, vectors.T, dtype)
-            trial = evaluate(oracle, tree.add(at.params, unravel(d.step)), at)
+            step = scale * d.step
+            trial = evaluate(oracle, tree.add(at.params, unravel(step)), at)
             seen = verdict(at, trial, d.predicted, accept=accept, shrink_below=0.1, grow_above=0.75)
             size = jnp.linalg.norm(d.step).astype(dtype)
             grown = jnp.where(size > 0.8 * bound, 2 * bound, bound)
@@ -92,14 +105,14 @@ def sr1(
             new = jnp.where(seen.finite, new, jnp.where(jnp.isfinite(size), size, bound) / 4)
             y = ravel_pytree(tree.subtract(trial.grad, at.grad))[0]
             # beyond a wall the secant curvature says nothing about this side of it
-            foreseen = jnp.matmul(c.model.matrix, d.step, precision=HIGHEST)
+            foreseen = jnp.matmul(matrix, step, precision=HIGHEST)
             usual = jnp.linalg.norm(gradient) + jnp.linalg.norm(foreseen)
             near = jnp.linalg.norm(y) <= 10 * usual
-            learnt = _updated(c.model, d.step, y, seen.finite & (seen.accepted | near), skip)
+            learnt = _updated(c.model, step, y, seen.finite & (seen.accepted | near), skip)
             return _Run(
-                learnt._replace(radius=new),
+                learnt._replace(radius=new, units=units),
                 trial,
-                size,
+                jnp.linalg.norm(step).astype(dtype),
                 jnp.where(c.trials == 0, d.predicted, c.promised),
                 seen.accepted,
                 c.seen_finite | seen.finite,

@@ -76,7 +76,8 @@ def _module_of(name: str) -> types.ModuleType:
     root = pathlib.Path(spec.submodule_search_locations[0])
     folder = root / "cutest" / "_unconstrained_minimisation"
     declared = re.compile(rf"^class {re.escape(name)}\(", re.MULTILINE)
-    for file in sorted(folder.glob("*.py")):
+    # its own file first: a base class of another may bear the same name
+    for file in sorted(folder.glob("*.py"), key=lambda f: (f.stem != name.lower(), f.stem)):
         if declared.search(file.read_text(encoding="utf-8")):
             return _import_alone(root, f"{_UNCONSTRAINED}.{file.stem}")
     msg = (

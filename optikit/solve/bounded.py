@@ -53,6 +53,7 @@ def as_bounded(
     if method == "auto":
         chosen, reason = choose(objective, params, args)
         size = tree.size(params)
+        chosen = "newton" if chosen == "newton-bfgs" else chosen
         if chosen == "newton" and size > DENSE_STRUCTURED:  # in a box its Hessian is dense
             chosen = "newton-cg"
         if chosen in BOUNDED:

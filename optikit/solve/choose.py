@@ -67,7 +67,7 @@ def choose(objective: Objective, params: Params, args: tuple) -> tuple[str, str]
             _MEASURED.popitem(last=False)
     cost, n = _MEASURED[key], tree.size(params)
     found = f"{n} parameters: a dense Hessian was measured at {cost:.2g} gradients"
-    return ("newton", found) if cost <= WORTH else ("lbfgs", found)
+    return ("newton-bfgs", found) if cost <= WORTH else ("lbfgs", found)
 
 
 def hessian_over_gradient(objective: Objective, params: Params, args: tuple) -> float:
@@ -119,7 +119,8 @@ def _choose(objective: Objective, structure, shapes: tuple) -> tuple[str, str, b
         if found:
             return "newton", found, False
     if n <= DENSE_BLACK_BOX:
-        return "newton", f"{n} parameters: a dense Hessian costs at most {n} products", False
+        reason = f"{n} parameters: a dense Hessian costs at most {n} products"
+        return "newton-bfgs", reason, False
     reason = f"{n} parameters without known structure: gradients only"
     return "lbfgs", reason, n <= MEASURED
 

@@ -5,6 +5,7 @@ a trial does not pay for the imports again; where there is no fork server, they 
 end with the run that started them, so that no orphan disturbs the next one.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -15,8 +16,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
-from optikit.bench import store
 from optikit.bench.attempt import Ending, allowance, run_spec, write_spec
+from optikit.bench.batches import is_recorded
 from optikit.bench.plan import Job
 from optikit.bench.store import StoreError
 
@@ -96,7 +97,9 @@ def _work(spec: str, answer: connection.Connection, path: list[str]) -> None:
     """What a worker does."""
     sys.path[:] = path
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer.send(tuple(run_spec(spec)))
+    ending = run_spec(spec)
+    with contextlib.suppress(ConnectionError):  # the run is gone, and this process follows it
+        answer.send(tuple(ending))
     answer.close()
 
 
@@ -121,7 +124,7 @@ def _failure(folder: pathlib.Path, ended: _Running, answer: connection.Connectio
         if ending.fatal:
             raise StoreError(ending.fatal)
         return ending.failure
-    if store.is_done(store.read(folder, ended.job.id)):  # killed after it, before the answer
+    if is_recorded(folder, ended.job):  # killed after it, before the answer
         return ""
     code = ended.process.exitcode
     how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"

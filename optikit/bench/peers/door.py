@@ -9,7 +9,7 @@ import numpy as np
 
 from optikit.bench.peers.flat import Flat, residuals_of
 from optikit.calculus import bind
-from optikit.calculus.oracle import value_and_jacobian
+from optikit.calculus.columns import value_and_jacobian
 from optikit.core import Counts
 from optikit.core.compiled import compiler_options
 

@@ -98,6 +98,7 @@ def _tuning(tuned: list[Tuned]) -> str:
     if not tuned:
         return ""
     rows = []
+    shared = any(t.lanes for t in tuned)
     for t in tuned:
         chosen = ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}"
                            for k, v in t.searched.items())  # fmt: skip
@@ -113,6 +114,7 @@ def _tuning(tuned: list[Tuned]) -> str:
             best,
             f"{t.charge[t.axis]:.3g}",
             "; ".join(t.flags),
+            *([t.lanes] if shared else []),
         )
         rows.append(map(html.escape, cells))
     axis = html.escape(tuned[0].axis)
@@ -120,9 +122,18 @@ def _tuning(tuned: list[Tuned]) -> str:
         "<h2>Tuning</h2><p class=note>Expected cost of the best of k settings, drawn without "
         "replacement from those tried, where it meets the target; in parentheses how often one "
         "does. The seeds of tuning are none of the report's.</p>"
-        '<div class="charts" id="tuning"></div>'
+        + (
+            "<p class=note>Lanes are trials of one method that ran as one program under vmap: each "
+            "has its own counts and status, while the program executed what any of them needed. "
+            "Its seconds are shared out equally over the lanes still running, add up to what was "
+            "spent, and chose nothing.</p>"
+            if shared
+            else ""
+        )
+        + '<div class="charts" id="tuning"></div>'
         + _table(
-            ("problem", "optimizer", "chosen", f"best of k, {axis}", f"{axis} spent", "doubts"),
+            ("problem", "optimizer", "chosen", f"best of k, {axis}", f"{axis} spent", "doubts")
+            + (("lanes",) if shared else ()),
             rows,
         )
     )

@@ -1,0 +1,136 @@
+"""What the instruments look at: a curvature matrix as products of flat vectors, with its price."""
+
+import fnmatch
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from optikit.calculus import Objective, bind
+from optikit.calculus.batched import curvature_in_batches
+from optikit.calculus.oracle import CurvatureKind
+from optikit.core import Counts, LinearOperator, Params
+
+
+class Look(NamedTuple):
+    """Which matrix is looked at; hashable, so that it can be static.
+
+    Attributes:
+      curvature: "hessian", "ggn", "fisher" or "empirical-fisher".
+      batch_size: examples at a time; None for all at once.
+      leaves: a pattern (`fnmatch`) on the paths of the leaves, e.g. "*'w'*", for the block of these
+        alone; None for all.
+    """
+
+    curvature: CurvatureKind = "hessian"
+    batch_size: int | None = None
+    leaves: str | None = None
+
+
+class Flat(NamedTuple):
+    """A symmetric operator on flat vectors.
+
+    Attributes:
+      product: (n,) -> (n,). dense: () -> (n, n).
+      restore: a flat vector in the parameters' structure, with zeros in leaves not looked at.
+      price, setup, dense_price: oracle calls of a product, of reading `product`, of `dense`.
+    """
+
+    product: Callable[[Float[Array, " n"]], Float[Array, " n"]]
+    dense: Callable[[], Float[Array, "n n"]]
+    restore: Callable[[Float[Array, " n"]], Params]
+    size: int
+    dtype: jnp.dtype
+    price: Counts
+    setup: Counts
+    dense_price: Counts
+
+
+def flat_operator(
+    subject: Objective | LinearOperator,
+    params: Params,
+    args: tuple,
+    look: Look,
+    scaling: Params | None,
+) -> Flat:
+    """The matrix S A S restricted to the chosen leaves, with S the square root of `scaling`.
+
+    Raises:
+      ValueError: a pattern that matches no leaf; batches of an operator.
+    """
+    operator = _operator(subject, params, args, look)
+    chosen = _matching(params, look.leaves)
+    leaves, structure = jax.tree.flatten(params)
+    vector, unravel = ravel_pytree([x for x, take in zip(leaves, chosen, strict=True) if take])
+    root = None
+    if scaling is not None:
+        roots = jax.tree.leaves(
+            jax.tree.map(lambda s, p: jnp.sqrt(jnp.asarray(s, p.dtype)), scaling, params)
+        )
+        root = ravel_pytree([x for x, take in zip(roots, chosen, strict=True) if take])[0]
+
+    def restore(v: Array) -> Params:
+        parts = iter(unravel(v))
+        whole = [
+            next(parts) if take else jnp.zeros_like(x)
+            for x, take in zip(leaves, chosen, strict=True)
+        ]
+        return jax.tree.unflatten(structure, whole)
+
+    def flatten(v: Params) -> Array:
+        kept = [x for x, take in zip(jax.tree.leaves(v), chosen, strict=True) if take]
+        return ravel_pytree(kept)[0]
+
+    mv = operator.mv
+
+    def product(v: Array) -> Array:
+        scaled = v if root is None else root * v
+        image = flatten(mv(restore(scaled)))
+        return image if root is None else root * image
+
+    def dense() -> Array:
+        mask = ravel_pytree(
+            [jnp.full(x.shape, take) for x, take in zip(leaves, chosen, strict=True)]
+        )[0]
+        matrix = operator.dense()
+        if not all(chosen):
+            rows = jnp.nonzero(mask, size=vector.size)[0]
+            matrix = matrix[rows][:, rows]
+        return matrix if root is None else root[:, None] * matrix * root[None, :]
+
+    return Flat(
+        product, dense, restore, vector.size, vector.dtype,
+        operator.price, operator.setup, operator.matrix_price,
+    )  # fmt: skip
+
+
+def _operator(
+    subject: Objective | LinearOperator, params: Params, args: tuple, look: Look
+) -> LinearOperator:
+    if isinstance(subject, LinearOperator):
+        if look.batch_size is not None:
+            msg = "batch_size is for an objective; an operator has its data in it already."
+            raise ValueError(msg)
+        return subject
+    if look.batch_size is not None:
+        return curvature_in_batches(subject, params, args, look.curvature, look.batch_size)
+    return bind(subject, args).curvature(look.curvature, params)
+
+
+def _matching(params: Params, pattern: str | None) -> list[bool]:
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if pattern is None:
+        return [True] * len(paths)
+    chosen = [fnmatch.fnmatchcase(path, _literal(pattern)) for path in paths]
+    if not any(chosen):
+        msg = f"no leaf matches {pattern!r}: the leaves are {', '.join(paths)}."
+        raise ValueError(msg)
+    return chosen
+
+
+def _literal(pattern: str) -> str:
+    """The pattern with square brackets, which paths are full of, taken as they are."""
+    return "".join(f"[{c}]" if c == "[" else c for c in pattern)

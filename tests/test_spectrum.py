@@ -1,0 +1,312 @@
+"""Instruments of curvature: identities of Ritz pairs, quadratures and estimators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optikit as ok
+from optikit.linalg.eigenpairs import eigenpairs
+from optikit.linalg.quadrature import lanczos_quadrature
+from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xtrace
+
+N = 60
+
+
+def symmetric(values, seed=0):
+    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))[0]
+    return (q * values) @ q.T
+
+
+RNG = np.random.default_rng(1)
+SPECTRA = {
+    "clustered": np.concatenate([[50.0, 50.0, 50.0, 20.0, -30.0], RNG.normal(size=N - 5)]),
+    "decaying": 0.7 ** np.arange(N),
+    "low-rank": np.concatenate([[3.0, -2.0, 1.0], np.zeros(N - 3)]),
+    "zero": np.zeros(N),
+}
+WANTED = {
+    "largest": lambda v, k: np.sort(v)[::-1][:k],
+    "smallest": lambda v, k: np.sort(v)[:k],
+    "magnitude": lambda v, k: v[np.argsort(-abs(v), kind="stable")][:k],
+    "ends": lambda v, k: np.stack([np.sort(v)[::-1], np.sort(v)], 1).ravel()[:k],
+}
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("which", sorted(WANTED))
+def test_ritz_pairs_keep_their_bounds(which, block, dtype):
+    k = 4
+    solve = jax.jit(
+        lambda a, key: eigenpairs(
+            lambda v: a @ v, N, k, key, dtype=a.dtype, which=which, block=block
+        )
+    )
+    for name, values in SPECTRA.items():
+        a = jnp.asarray(symmetric(values), dtype)
+        found = solve(a, jax.random.key(2))
+        exact, vectors = np.asarray(a, np.float64), np.asarray(found.vectors, np.float64)
+        theta = np.asarray(found.values, np.float64)
+        # the lower end of the decaying spectrum is a crowd within 1e-8 of the largest
+        crowded = name == "decaying" and which in ("ends", "smallest")
+        assert found.converged or crowded, name
+        left = np.linalg.norm(vectors @ exact - theta[:, None] * vectors, axis=1)
+        eps = float(jnp.finfo(dtype).eps)
+        scale = max(abs(values).max(), 1e-300)
+        assert (left <= np.asarray(found.residuals) + 10 * eps * N * scale).all(), name
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(k), atol=100 * eps)
+        # an eigenvalue within each residual; the wanted ones as the gaps allow
+        true = np.linalg.eigvalsh((exact + exact.T) / 2)
+        nearest = abs(true[None, :] - theta[:, None]).min(axis=1)
+        assert (nearest <= np.asarray(found.residuals) + 10 * eps * N * scale).all(), name
+        worst = abs(np.sort(theta) - np.sort(WANTED[which](values, k))).max()
+        assert worst <= 1e-3 * scale, name
+
+
+@pytest.mark.parametrize(("n", "k", "block"), [(5, 5, 2), (7, 2, 1), (1, 1, 1)])
+def test_a_small_space_is_searched_whole(n, k, block):
+    values = np.arange(1.0, n + 1)
+    a = jnp.asarray(symmetric(values))
+    found = eigenpairs(lambda v: a @ v, n, k, jax.random.key(0), dtype=a.dtype, block=block)
+    np.testing.assert_allclose(found.values, values[::-1][:k], rtol=1e-12)
+    assert int(found.products) == n
+
+
+def test_pairs_that_do_not_settle_say_so():
+    values = np.linspace(1.0, 1.0 + 1e-6, 400)
+    a = jnp.asarray(values)
+    found = eigenpairs(
+        lambda v: a * v, 400, 3, jax.random.key(0), dtype=a.dtype, tol=1e-12, max_restarts=2
+    )
+    assert not found.converged
+    assert (np.asarray(found.residuals) > 1e-12).any()
+
+
+@pytest.mark.parametrize("bad", [{"k": 0}, {"k": N + 1}, {"block": 0}, {"k": 4, "basis": 5}])
+def test_pairs_that_do_not_fit_are_refused(bad):
+    with pytest.raises(ValueError, match="give"):
+        eigenpairs(
+            lambda v: v, N, **{"k": 2, "key": jax.random.key(0), "dtype": jnp.float64, **bad}
+        )
+
+
+@pytest.mark.parametrize("name", sorted(SPECTRA))
+def test_the_quadrature_has_the_moments_of_its_vectors(name):
+    values = SPECTRA[name]
+    a = jnp.asarray(symmetric(values))
+    key, probes, k = jax.random.key(3), 3, 12
+    found = lanczos_quadrature(
+        lambda v: a @ v, N, key, dtype=a.dtype, num_probes=probes, num_products=k
+    )
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1, rtol=1e-12)
+    for row, one in enumerate(jax.random.split(key, probes)):
+        z = jax.random.rademacher(one, (N,), a.dtype) / N**0.5
+        power = z
+        for degree in range(2 * k):  # exact up to degree 2 k - 1
+            moment = float(z @ power)
+            got = float(jnp.sum(found.weights[row] * found.nodes[row] ** degree))
+            scale = abs(values).max() ** degree
+            assert abs(got - moment) <= 1e-10 * max(scale, 1e-300), (degree, got, moment)
+            power = a @ power
+
+
+ESTIMATORS = {"xtrace": xtrace, "xdiagonal": xdiagonal, "hutchinson": hutchinson,
+              "hutchinson_trace": hutchinson_trace}  # fmt: skip
+SEEDS = 1000
+
+
+@pytest.mark.parametrize("name", ["clustered", "decaying"])
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+def test_estimates_are_unbiased_and_know_their_error(estimator, name):
+    """z-scores over 1,000 seeds: of the mean (unbiased), and of each estimate by its own error."""
+    values = SPECTRA[name]
+    a = symmetric(values)
+    truth = np.diag(a) if estimator in ("xdiagonal", "hutchinson") else np.sum(values)
+    m = 20
+    keys = jax.random.split(jax.random.key(4), SEEDS)
+    run = jax.jit(
+        lambda a, keys: jax.vmap(
+            lambda key: ESTIMATORS[estimator](
+                lambda v: a @ v, N, key, dtype=a.dtype, num_products=m
+            )
+        )(keys)
+    )
+    found = run(jnp.asarray(a), keys)
+    errors = np.asarray(found.value) - truth
+    real = errors.std(axis=0)
+    bias = errors.mean(axis=0) / (real / SEEDS**0.5)
+    # 61 of 1e5 normal z-scores are beyond 4
+    assert np.abs(bias).max() < 4, bias
+    # the mean of squared standard errors is the variance, up to what the left-out estimates share
+    claimed = np.sqrt(np.mean(np.asarray(found.error) ** 2, axis=0))
+    assert (np.abs(np.log2(claimed / real)) < 1).mean() > 0.9, claimed / real
+
+
+def test_left_out_vectors_beat_plain_means_where_eigenvalues_decay():
+    a = jnp.asarray(symmetric(SPECTRA["decaying"]))
+    keys = jax.random.split(jax.random.key(5), 100)
+
+    def error(by):
+        one = lambda k: by(lambda v: a @ v, N, k, dtype=a.dtype, num_products=40)  # noqa: E731
+        found = jax.jit(jax.vmap(one))(keys)
+        return float(jnp.sqrt(jnp.mean((found.value - jnp.trace(a)) ** 2)))
+
+    assert error(xtrace) < error(hutchinson_trace) / 50
+
+
+def test_enough_products_leave_no_error():
+    a = jnp.asarray(symmetric(SPECTRA["clustered"][:9]))
+    product = lambda v: a @ v  # noqa: E731
+    found = xtrace(product, 9, jax.random.key(0), dtype=a.dtype, num_products=18)
+    np.testing.assert_allclose(found.value, jnp.trace(a), rtol=1e-13)
+    found = xdiagonal(product, 9, jax.random.key(0), dtype=a.dtype, num_products=18)
+    np.testing.assert_allclose(found.value, jnp.diagonal(a), rtol=1e-12)
+    low = jnp.asarray(symmetric(SPECTRA["low-rank"]))
+    found = xtrace(lambda v: low @ v, N, jax.random.key(0), dtype=a.dtype, num_products=12)
+    assert abs(float(found.value) - 2.0) < 1e-8  # of rank 3, seen whole by 5 vectors
+
+
+# --- of objectives -------------------------------------------------------------------------------
+
+
+def net(p, x):
+    return jnp.tanh(x @ p["w"] + p["b"][None]) @ p["v"]
+
+
+def bowl(x, data):
+    return jnp.sum(x**2) * jnp.mean(data**2)
+
+
+def problem(dtype=jnp.float64, rows=40):
+    keys = jax.random.split(jax.random.key(7), 5)
+    params = {
+        "w": jax.random.normal(keys[0], (6, 12), dtype) / 2,
+        "b": jnp.zeros(12, dtype),
+        "v": jax.random.normal(keys[1], (12, 3), dtype) / 2,
+    }
+    x = jax.random.normal(keys[2], (rows, 6), dtype)
+    y = jax.random.randint(keys[3], (rows,), 0, 3)
+    return (
+        ok.composite(net, ok.losses.softmax_cross_entropy, penalty=ok.losses.l2(1e-3)),
+        params,
+        (x, y),
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    objective, params, args = problem()
+    return objective, params, args, ok.hessian(objective, params, args).dense()
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "empirical-fisher"])
+def test_a_spectrum_by_products_is_that_of_the_matrix(small, kind):
+    objective, params, args, _ = small
+    exact = ok.spectrum(objective, params, args, curvature=kind, k=3)
+    found = ok.spectrum(objective, params, args, curvature=kind, k=3, dense=False, num_probes=30)
+    assert exact.exact
+    assert not found.exact
+    off = jnp.abs(exact.largest - found.largest)
+    assert bool(jnp.all(off <= found.largest_errors + 1e-10))
+    # of an eigenvalue as multiple as a singular matrix's zero, one vector need not find every copy
+    off = jnp.min(jnp.abs(found.smallest[:, None] - exact.nodes), axis=1)
+    assert bool(jnp.all(off <= found.smallest_errors + 1e-10))
+    assert float(found.smallest[0] - exact.smallest[0]) <= float(found.smallest_errors[0]) + 1e-10
+    for name in ("trace", "frobenius"):
+        value, error = getattr(found, name)
+        # 30 probes: a t-distribution of 29 degrees; 1 in 10,000 is beyond 4.5
+        assert abs(float(value - getattr(exact, name)[0])) < 4.5 * float(error), name
+    value, error = found.effective_dimension(0.1)
+    assert abs(float(value - exact.effective_dimension(0.1)[0])) < 4.5 * float(error)
+    shown = found.density()
+    total = np.trapezoid(shown.mean, shown.points)
+    assert total == pytest.approx(1, abs=1e-3)  # the grid's own error
+    assert (shown.low <= shown.mean).all()
+    assert "probes" in str(found)
+    assert "all eigenvalues" in str(exact)
+
+
+def test_batches_blocks_and_scalings_are_those_of_the_matrix(small):
+    objective, params, args, matrix = small
+    whole = ok.eigenpairs(objective, params, args, k=3)
+    weights = np.linalg.eigvalsh(matrix)
+    top = weights[np.argsort(-abs(weights))][:3]
+    np.testing.assert_allclose(whole.values, top, rtol=1e-7)
+    parts = ok.eigenpairs(objective, params, args, k=3, batch_size=16)  # 16 + 16 + 8
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-10)
+    assert int(parts.counts.grad) == int(parts.counts.hvp)
+    weighted = (*args, jnp.linspace(0.0, 2.0, 40))
+    np.testing.assert_allclose(
+        ok.eigenpairs(objective, params, weighted, k=2, batch_size=16).values,
+        ok.eigenpairs(objective, params, weighted, k=2).values,
+        rtol=1e-9,
+    )
+    # leaves come in the order b, v, w
+    block = ok.spectrum(objective, params, args, leaves="['v']", k=36)
+    np.testing.assert_allclose(
+        block.largest[::-1], np.linalg.eigvalsh(matrix[12:48, 12:48]), atol=1e-12
+    )
+    scaling = jax.tree.map(lambda p: 0.5 + p**2, params)
+    s = np.sqrt(np.asarray(jax.flatten_util.ravel_pytree(scaling)[0]))
+    scaled = ok.spectrum(objective, params, args, scaling=scaling, k=120)
+    np.testing.assert_allclose(
+        scaled.largest[::-1], np.linalg.eigvalsh(s[:, None] * np.asarray(matrix) * s), atol=1e-12
+    )
+
+
+def test_traces_and_diagonals_of_an_objective(small):
+    objective, params, args, matrix = small
+    found = ok.trace(objective, params, args, rtol=0.05)
+    assert float(found.error) <= 0.05 * abs(float(found.value))
+    assert abs(float(found.value) - float(jnp.trace(matrix))) < 5 * float(found.error)
+    assert int(found.counts.hvp) >= 32
+    diagonal = ok.diagonal(objective, params, args, num_products=400)  # 2 n: exact
+    np.testing.assert_allclose(
+        jax.flatten_util.ravel_pytree(diagonal.value)[0], jnp.diagonal(matrix), atol=1e-12
+    )
+    operator = ok.hessian(objective, params, args)
+    np.testing.assert_allclose(
+        ok.trace(operator, params).value, ok.trace(objective, params, args).value, rtol=1e-10
+    )
+
+
+def test_instruments_work_under_jit_and_vmap(small):
+    objective, params, args, _ = small
+    here = ok.spectrum(objective, params, args, k=2, dense=False, num_probes=2, num_products=8)
+    scaled = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+
+    @jax.jit
+    def both(stack):
+        return jax.vmap(
+            lambda p: ok.spectrum(
+                objective, p, args, k=2, dense=False, num_probes=2, num_products=8
+            )
+        )(stack)
+
+    found = both(scaled)
+    np.testing.assert_allclose(found.nodes[0], here.nodes, rtol=1e-6, atol=1e-9)
+    assert found.largest.shape == (2, 2)
+    with pytest.raises(ValueError, match="num_products"):
+        jax.jit(lambda p: ok.trace(objective, p, args, rtol=0.1).value)(params)
+
+
+def test_a_function_that_is_not_finite_gives_nan_and_no_trip_around_the_world():
+    found = ok.eigenpairs(lambda x: jnp.sum(jnp.sqrt(x)), -jnp.ones(50), k=2)
+    assert not found.converged
+    assert not np.isfinite(np.asarray(found.values)).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda o, p, a: ok.spectrum(o, p, a, leaves="*nothing*"), r"\['w'\]"),
+        (lambda o, p, a: ok.trace(o, p, a, num_products=2), "4 products"),
+        (lambda o, p, a: ok.trace(ok.hessian(o, p, a), p, batch_size=4), "operator"),
+        (lambda o, p, a: ok.trace(bowl, p["b"], (a[0],), batch_size=7), "do not divide"),
+        (lambda o, p, a: ok.diagonal(o, p, a, method="guess"), "xtrace"),
+    ],
+)
+def test_wrong_calls_are_refused_with_the_remedy(small, call, said):
+    objective, params, args, _ = small
+    with pytest.raises(ValueError, match=said):
+        call(objective, params, args)
