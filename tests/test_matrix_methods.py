@@ -1,6 +1,8 @@
 """Preconditioners of matrices against their dense definitions in float64, and what they share."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import scipy.linalg
 
 import optikit as ok
 from optikit.calculus import Eval, bind
+from optikit.linalg.in_turn import in_turn
 from optikit.linalg.roots import inverse_root, orthogonalize
 from optikit.optimizers import (
     adahessian,
@@ -134,6 +137,32 @@ def test_polar_express_lifts_small_singular_values(turns):
     found = np.diagonal(polar(jnp.diag(jnp.asarray(sizes)), turns))
     # in these units the smallest is 1e-3 / |sizes|: five turns bring it over 0.2, eight to 1
     assert np.all(np.abs(found - 1) < {5: 0.8, 8: 1e-2}[turns])
+
+
+def test_decompositions_in_turn_are_those_one_by_one():
+    stacks = [jnp.asarray(RNG.normal(size=(b, n, n))) for b, n in ((2, 3), (1, 4), (3, 3), (2, 2))]
+    for x, found in zip(stacks, in_turn(jnp.linalg.inv, stacks), strict=True):
+        np.testing.assert_allclose(found, np.linalg.inv(x), rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_decompositions_of_several_sizes_do_not_wait_for_each_other():
+    """Large enough that XLA runs them at once where nothing stops it, which ended in a deadlock."""
+    code = (
+        "import jax, jax.numpy as jnp\n"
+        "from optikit.calculus import Eval\n"
+        "from optikit.optimizers import shampoo\n"
+        "from optikit.optimizers.protocol import folded\n"
+        "g = {i: jax.random.normal(jax.random.key(i), s) for i, s in "
+        "enumerate([(128, 128)] * 8 + [(128, 512), (512, 128)] * 2)}\n"
+        "method = folded(shampoo(precondition_every=2))\n"
+        "at = Eval(g, jnp.zeros(()), g)\n"
+        "step = jax.jit(lambda s: method.step(None, at, s, jax.random.key(0))[2])\n"
+        "state = method.init(at)\n"
+        "for _ in range(40): state = step(state)\n"
+        "jax.block_until_ready(state)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_wrong_arguments_of_roots():

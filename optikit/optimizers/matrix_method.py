@@ -17,6 +17,9 @@ from optikit.optimizers.protocol import Optimizer, Refresh
 Stack = Float[Array, "b m n"]
 
 
+Refreshed = Callable[[list[Stack], Sequence[Any], Int[Array, ""]], Sequence[Any]]
+
+
 class MatrixRule(NamedTuple):
     """What a method does with a stack of matrices.
 
@@ -24,14 +27,15 @@ class MatrixRule(NamedTuple):
       init: first gradients -> state.
       update: (gradients, state, steps before, key) -> (directions, state); the step is minus a
         learning rate times the direction.
-      refresh: (gradients, state, steps before) -> state, due before the update of every `every`-th
-        step from the first one on: what is too dear for each. None if there is nothing such.
+      refresh: (gradients, states, steps before) -> states, of all stacks at once, due before the
+        update of every `every`-th step from the first one on: what is too dear for each. None if
+        there is nothing such.
       every: a period in steps.
     """
 
     init: Callable[[Stack], Any]
     update: Callable[[Stack, Any, Int[Array, ""], Key], tuple[Stack, Any]]
-    refresh: Callable[[Stack, Any, Int[Array, ""]], Any] | None = None
+    refresh: Refreshed | None = None
     every: int = 1
 
 
@@ -85,12 +89,11 @@ def matrix_method(
             others=tuple(Moments.blank(g) for g in cut.others(at.grad)),
         )
 
-    def renewal(refresh: Callable[[Stack, Any, Int[Array, ""]], Any]) -> Refresh:
+    def renewal(refresh: Refreshed) -> Refresh:
         def update(oracle: Oracle, at: Eval, state: MatrixState, key: Key):
             del oracle, key
-            pairs = zip(plan(at.params).gather(at.grad), state.buckets, strict=True)
-            buckets = tuple(refresh(g, s, state.steps) for g, s in pairs)
-            return state._replace(buckets=buckets), Counts()
+            buckets = refresh(plan(at.params).gather(at.grad), state.buckets, state.steps)
+            return state._replace(buckets=tuple(buckets)), Counts()
 
         return Refresh(rule.every, update)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from optikit.core import Key, memoized
 from optikit.core.paths import Pattern
+from optikit.linalg.in_turn import in_turn
 from optikit.linalg.roots import RIDGE, inverse_root
 from optikit.optimizers.descent import (
     Moments,
@@ -118,12 +119,12 @@ def shampoo(
             Moments.blank(g), size * left, size * right, inverse * left, inverse * right
         )
 
-    def refresh(g: Stack, state: ShampooState, count: Int[Array, ""]) -> ShampooState:
-        del g, count
-        return state._replace(
-            left_root=inverse_root(state.left, power, ridge=ridge, method=root),
-            right_root=inverse_root(state.right, power, ridge=ridge, method=root),
-        )
+    def refresh(grads: list[Stack], states: Sequence[ShampooState], count: Int[Array, ""]):
+        del grads, count
+        moments = [s.left for s in states] + [s.right for s in states]
+        roots = in_turn(lambda m: inverse_root(m, power, ridge=ridge, method=root), moments)
+        pairs = zip(states, roots[: len(states)], roots[len(states) :], strict=True)
+        return [s._replace(left_root=left, right_root=right) for s, left, right in pairs]
 
     def update(g: Stack, state: ShampooState, count: Int[Array, ""], key: Key):
         del key

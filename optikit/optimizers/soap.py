@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from optikit.core import Key, memoized
 from optikit.core.paths import Pattern
+from optikit.linalg.in_turn import in_turn
 from optikit.optimizers.descent import Moments, Rate, check_every, mixed
 from optikit.optimizers.matrix_method import (
     Adam,
@@ -100,38 +101,38 @@ def soap(
 
         return SoapState(Moments.blank(g), side(m), side(n))
 
-    def refresh(g: Stack, state: SoapState, count: Int[Array, ""]) -> SoapState:
-        left, right = grams(g)
-        second = state.moments.second
-        new_left, second = turned(state.left, left, second, count, 1)
-        new_right, second = turned(state.right, right, second, count, 2)
-        moments = state.moments._replace(second=second)
-        return SoapState(moments, new_left, new_right)
+    def refresh(grads: list[Stack], states: Sequence[SoapState], count: Int[Array, ""]):
+        seeded = [begun(g, s, count) for g, s in zip(grads, states, strict=True)]
 
-    def turned(
-        side: Side | None, gram: Array, second: Array, count: Int[Array, ""], axis: int
-    ) -> tuple[Side | None, Array]:
-        """A side with its basis found anew, and the squares in the order of its columns."""
-        if side is None:
-            return None, second
-        moment = jnp.where(count == 0, mixed(b2, side.moment, gram), side.moment)
+        def decomposed() -> list[SoapState]:
+            vectors = in_turn(eigenvectors, [side.moment for side in sides(seeded)])
+            return rebased(seeded, vectors)
 
-        def decomposed() -> tuple[Array, Array]:
-            return jnp.linalg.eigh(moment)[1][..., ::-1], second
-
-        def iterated() -> tuple[Array, Array]:
-            image = exact_product(moment, side.basis)
-            order = jnp.argsort(-jnp.sum(side.basis * image, axis=1), axis=-1)
-            basis = jnp.linalg.qr(jnp.take_along_axis(image, order[:, None, :], axis=2))[0]
-            shape = [second.shape[0], 1, 1]
-            shape[axis] = -1
-            return basis, jnp.take_along_axis(second, order.reshape(shape), axis=axis)
+        def iterated() -> list[SoapState]:
+            images = [exact_product(side.moment, side.basis) for side in sides(seeded)]
+            orders = [descending(x, side) for x, side in zip(images, sides(seeded), strict=True)]
+            columns = [
+                jnp.take_along_axis(x, order[:, None, :], axis=2)
+                for x, order in zip(images, orders, strict=True)
+            ]
+            found = in_turn(lambda x: jnp.linalg.qr(x)[0], columns)
+            return rebased(sorted_squares(seeded, orders), found)
 
         if refresh_by == "eigh":
-            basis, second = decomposed()
-        else:
-            basis, second = lax.cond(count == 0, decomposed, iterated)
-        return Side(moment, basis), second
+            return decomposed()
+        return lax.cond(count == 0, decomposed, iterated)
+
+    def begun(g: Stack, state: SoapState, count: Int[Array, ""]) -> SoapState:
+        """With the first gradient, before the first step, in the statistics."""
+        left, right = (
+            None
+            if side is None
+            else side._replace(
+                moment=jnp.where(count == 0, mixed(b2, side.moment, gram), side.moment)
+            )
+            for side, gram in zip((state.left, state.right), grams(g), strict=True)
+        )
+        return state._replace(left=left, right=right)
 
     def update(g: Stack, state: SoapState, count: Int[Array, ""], key: Key):
         del key
@@ -181,3 +182,41 @@ def out_of(x: Stack, left: Side | None, right: Side | None) -> Stack:
     if left is not None:
         x = exact_product(left.basis, x)
     return x if right is None else exact_product(x, jnp.swapaxes(right.basis, 1, 2))
+
+
+def sides(states: Sequence[SoapState]) -> list[Side]:
+    """All sides that have a basis."""
+    return [side for s in states for side in (s.left, s.right) if side is not None]
+
+
+def eigenvectors(moments: Float[Array, "b n n"]) -> Float[Array, "b n n"]:
+    """Of symmetric matrices, that of the largest eigenvalue first."""
+    return jnp.linalg.eigh(moments)[1][..., ::-1]
+
+
+def descending(image: Float[Array, "b n n"], side: Side) -> Int[Array, "b n"]:
+    """The columns of the basis by their Rayleigh quotients, the largest first."""
+    return jnp.argsort(-jnp.sum(side.basis * image, axis=1), axis=-1)
+
+
+def rebased(states: Sequence[SoapState], bases: Sequence[Array]) -> list[SoapState]:
+    """The states with new bases, in the order of `sides`."""
+    new = iter(bases)
+
+    def renewed(side: Side | None) -> Side | None:
+        return None if side is None else side._replace(basis=next(new))
+
+    return [s._replace(left=renewed(s.left), right=renewed(s.right)) for s in states]
+
+
+def sorted_squares(states: Sequence[SoapState], orders: Sequence[Array]) -> list[SoapState]:
+    """The states with their averaged squares in new orders of the bases' columns."""
+    new, found = iter(orders), []
+    for s in states:
+        second = s.moments.second
+        if s.left is not None:
+            second = jnp.take_along_axis(second, next(new)[:, :, None], axis=1)
+        if s.right is not None:
+            second = jnp.take_along_axis(second, next(new)[:, None, :], axis=2)
+        found.append(s._replace(moments=s.moments._replace(second=second)))
+    return found
