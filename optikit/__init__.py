@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optikit.analyze import trace as trace
     from optikit.bench import Experiment as Experiment
     from optikit.calculus import Objective as Objective
+    from optikit.calculus import accumulate as accumulate
     from optikit.calculus import black_box as black_box
     from optikit.calculus import check_derivatives as check_derivatives
     from optikit.calculus import composite as composite
@@ -81,6 +82,7 @@ _HOME = {
     "Spectrum": "optikit.analyze",
     "Status": "optikit.core",
     "advise": "optikit.analyze",
+    "accumulate": "optikit.calculus",
     "as_optax": "optikit.optimizers",
     "black_box": "optikit.calculus",
     "certify": "optikit.analyze",
@@ -133,6 +135,7 @@ __all__ = [
     "Solution",
     "Spectrum",
     "Status",
+    "accumulate",
     "advise",
     "as_optax",
     "black_box",
