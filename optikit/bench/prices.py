@@ -21,10 +21,10 @@ def prices(problem: Problem, key: jax.Array) -> dict[str, float]:
     """Seconds (median, warm) of one call, by kind of oracle.
 
     A product is priced with its linearisation done: the price of a loop of eleven products less
-    that of a loop of one, over ten.
+    that of a loop of one, over ten. Where steps see batches, the calls do.
     """
     params = problem.start(key)
-    args = problem.args
+    args = problem.step_args(key)
     found = {}
     for kind, function in _calls(problem, params).items():
         compiled = jax.jit(function)

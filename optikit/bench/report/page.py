@@ -143,9 +143,14 @@ def _problem(problem: ProblemScore) -> str:
     return (
         f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
         f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
-        f"({html.escape(problem.optimum_source)}). At the reference solution: "
-        f"{html.escape(facts['reference']['certificate'])} {_prices(facts['prices'])}</li>"
+        f"({html.escape(problem.optimum_source)}). {_certified(facts['reference'])}"
+        f"{_prices(facts['prices'])}</li>"
     )
+
+
+def _certified(reference: dict[str, Any]) -> str:
+    said = reference["certificate"]
+    return f"At the reference solution: {html.escape(said)} " if said else ""
 
 
 def _prices(prices: dict[str, float]) -> str:
