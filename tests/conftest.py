@@ -5,6 +5,7 @@ set: the tests are about what is computed, never about how fast.
 """
 
 import os
+import textwrap
 
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0 "
@@ -38,3 +39,15 @@ def key():
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a study's text to a file, and gives its path."""
+
+    def write(text, name="study.yaml"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write

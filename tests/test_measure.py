@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 import optikit as ok
 from optikit.bench import clock, energy, execute, nvml
 from optikit.bench.axes import AXES
-from optikit.bench.execute import Goal, measure
+from optikit.bench.execute import measure
 from optikit.bench.plan import Job, plan, problem_job
 from optikit.bench.programs import functions, programs
 from optikit.bench.referee import referee
-from optikit.bench.refine import Point, narrow
+from optikit.bench.refine import Goal, Point, narrow
 from optikit.bench.repeats import median_ranks, repeated, summary
 from optikit.bench.replay import costs_along
 from optikit.bench.rounds import merged

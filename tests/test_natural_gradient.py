@@ -9,7 +9,7 @@ import optikit as ok
 from optikit.calculus import bind
 from optikit.calculus.rows import curvature_rows
 from optikit.core import tree
-from optikit.linalg.damped import damped_solve
+from optikit.linalg.woodbury import damped_solve
 
 KEY = jax.random.key(0)
 

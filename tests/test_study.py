@@ -1,7 +1,6 @@
 """Studies as data: located errors, overrides, signatures without importing, identities."""
 
 import pathlib
-import textwrap
 
 import pytest
 
@@ -22,16 +21,6 @@ optimizers:
   lion: {use: lion, problems: [bowl]}
 seeds: [0, 1]
 """
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text, name="study.yaml"):
-        path = tmp_path / name
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    return write
 
 
 def errors(path, *overrides):

@@ -1,7 +1,6 @@
 """The tuning protocol and sweeps: declared spaces, equal trials, two stages, flags."""
 
 import math
-import textwrap
 
 import numpy as np
 import pytest
@@ -34,16 +33,6 @@ optimizers:
 seeds: [0, 1]
 tuning: {trials: 4, seeds: [7, 8], axis: steps}
 """
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text, name="study.yaml"):
-        path = tmp_path / name
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    return write
 
 
 # --- search spaces -------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from jax.interpreters import mlir
 
 from optikit.bench.formulas import flops, traffic
 from optikit.core import Counts
+from optikit.core.jaxpr import bind_equation
 
 _KINDS = Counts._fields
 _CALLS = {
@@ -127,7 +128,7 @@ def _run(jaxpr, consts, args) -> tuple[list, jax.Array]:
             outs = []
             fixed[2 + _KINDS.index(eqn.params["kind"])] += 1
         else:
-            outs = _bind(eqn, ins)
+            outs = bind_equation(eqn, ins)
             fixed[:2] += flops(eqn) or 0.0, traffic(eqn)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [value(v) for v in jaxpr.outvars], varying + fixed.astype(varying.dtype)
@@ -144,13 +145,6 @@ def _inner(eqn) -> jex.ClosedJaxpr | None:
         if isinstance(body, jex.Jaxpr):
             return jex.ClosedJaxpr(body, ())
     return None
-
-
-def _bind(eqn, values) -> list:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _while(eqn, ins) -> tuple[list, jax.Array]:

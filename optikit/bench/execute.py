@@ -10,7 +10,7 @@ that narrow the first hit of each target, the warm runs at all those snapshots.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,9 @@ import numpy as np
 
 from optikit.bench import clock, energy
 from optikit.bench.programs import programs
-from optikit.bench.refine import Point, narrow
+from optikit.bench.refine import Goal, refined
 from optikit.bench.repeats import Warm, repeated
+from optikit.bench.snapshot import Snapshot
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Counts, Status
 from optikit.optimizers import Optimizer
@@ -38,35 +39,6 @@ TRACE_ROWS = 20_000
 
 Judge = Callable[[Any], tuple[float, float]]
 """parameters -> (objective value, largest gradient entry), off the clock."""
-
-
-class Goal(NamedTuple):
-    """What first hits are narrowed for: gaps (f - optimum) / (f0 - optimum) to be reached."""
-
-    optimum: float
-    targets: Sequence[float]
-
-
-class Snapshot(NamedTuple):
-    """What is kept of a run at a step.
-
-    Attributes:
-      step: steps taken, accepted or not. rejected: those that left the parameters as they were;
-        None where a library does not tell.
-      params: the best so far, on the host. value: the solver's own word for them.
-      judged: the referee's value and largest gradient entry.
-      counts: cumulative oracle calls.
-      refined: whether a replay added it to narrow a first hit.
-    """
-
-    step: int
-    params: Any
-    value: float
-    counts: Counts
-    rejected: int | None
-    status: Status
-    judged: tuple[float, float] = (float("nan"), float("nan"))
-    refined: bool = False
 
 
 class Run(NamedTuple):
@@ -129,7 +101,12 @@ def measure(
     memory = {"program_bytes": built.memory_bytes, **clock.memory()}
     built.seconds["begin"] = stamps[0]
     snapshots = [s._replace(judged=judge(s.params)) for s in snapshots]
-    added = _refined(snapshots, goal, start, go, judge) if goal is not None else []
+
+    def look(progress: Progress) -> Snapshot:
+        snapshot = _snapshot(progress)
+        return snapshot._replace(judged=judge(snapshot.params), refined=True)
+
+    added = refined(snapshots, goal, start, go, look) if goal is not None else []
     steps = [s.step for s in snapshots]
     snapshots = sorted([*snapshots, *added], key=lambda s: s.step)
     every = [s.step for s in snapshots]
@@ -186,30 +163,6 @@ def _snapshot(progress: Progress) -> Snapshot:
     step, params, value, counts, rejected, status = host
     whole = Counts(*(int(n) for n in counts))
     return Snapshot(int(step), params, float(value), whole, int(rejected), Status(int(status)))
-
-
-def _refined(
-    snapshots: list[Snapshot],
-    goal: Goal,
-    start: Callable[[], Progress],
-    go: Callable[[Progress, int], Progress],
-    judge: Judge,
-) -> list[Snapshot]:
-    """Snapshots to add so that first hits are known to the step."""
-    scale = snapshots[0].judged[0] - goal.optimum
-    if not scale > 0:
-        return []
-
-    def seen(snapshot: Snapshot) -> Point:
-        above = snapshot.judged[0] - goal.optimum
-        return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)
-
-    def look(progress: Progress) -> Point:
-        snapshot = _snapshot(progress)
-        return seen(snapshot._replace(judged=judge(snapshot.params), refined=True))
-
-    found = narrow([seen(s) for s in snapshots], goal.targets, start, go, look)
-    return [point.content for point in found]
 
 
 def warm_run(

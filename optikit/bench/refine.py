@@ -9,6 +9,17 @@ interval, bisection finds a crossing of the target, not surely the first.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from optikit.bench.snapshot import Snapshot
+
+
+class Goal(NamedTuple):
+    """What first hits are narrowed for: gaps (f - optimum) / (f0 - optimum) to be reached."""
+
+    optimum: float
+    targets: Sequence[float]
+
 
 class Point(NamedTuple):
     """A snapshot as the search sees it: its step, how far from the optimum, and its content."""
@@ -60,3 +71,30 @@ def narrow(
                 low, state, at = middle, tried, middle
         wanted |= {low, high}
     return [points[step] for step in sorted(wanted - {point.step for point in known})]
+
+
+def refined(
+    snapshots: Sequence[Snapshot],
+    goal: Goal,
+    restart: Callable[[], Any],
+    go: Callable[[Any, int], Any],
+    look: Callable[[Any], Snapshot],
+) -> list[Snapshot]:
+    """Snapshots to add so that the first hits of the goal's targets are known to the step.
+
+    None if the start is at the optimum already. restart, go: as for `narrow`.
+
+    Args:
+      look: a judged snapshot of a state.
+    """
+    scale = snapshots[0].judged[0] - goal.optimum
+    if not scale > 0:
+        return []
+
+    def seen(snapshot: Snapshot) -> Point:
+        above = snapshot.judged[0] - goal.optimum
+        return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)
+
+    known = [seen(s) for s in snapshots]
+    found = narrow(known, goal.targets, restart, go, lambda state: seen(look(state)))
+    return [point.content for point in found]

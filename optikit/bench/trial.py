@@ -78,8 +78,9 @@ def _trial_job(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
     from optikit.bench.certificate import final_certificate
-    from optikit.bench.execute import Goal, measure
+    from optikit.bench.execute import measure
     from optikit.bench.referee import appraiser, referee
+    from optikit.bench.refine import Goal
     from optikit.bench.replay import costs_along
     from optikit.bench.resolve import optimizer_of, problem_of
 

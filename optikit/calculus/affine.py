@@ -21,6 +21,7 @@ from jax.extend import core as jex
 from jaxtyping import Array, Float
 
 from optikit.core import Params
+from optikit.core.jaxpr import bind_equation
 
 _REARRANGE = {"reshape", "transpose", "squeeze", "slice", "split", "rev", "copy", "copy_p", "neg"}
 _INLINE = {"jit", "pjit", "closed_call", "core_call"}
@@ -122,7 +123,7 @@ def _read(jaxpr, consts, args, arg_tags) -> tuple[list, list]:
     for eqn in jaxpr.eqns:
         ins, marks = [value(v) for v in eqn.invars], [tag(v) for v in eqn.invars]
         if all(mark is None for mark in marks):
-            put(eqn.outvars, _bind(eqn, ins), [None] * len(eqn.outvars))
+            put(eqn.outvars, bind_equation(eqn, ins), [None] * len(eqn.outvars))
         elif eqn.primitive.name in _INLINE:
             put(
                 eqn.outvars,
@@ -134,20 +135,13 @@ def _read(jaxpr, consts, args, arg_tags) -> tuple[list, list]:
     return [value(v) for v in jaxpr.outvars], [tag(v) for v in jaxpr.outvars]
 
 
-def _bind(eqn, values) -> list:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
-
-
 def _follow(eqn, ins: list, marks: list) -> list:
     """Tags of an equation's outputs when some inputs are parameters."""
     name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
     if name in _REARRANGE and isinstance(marks[0], View):
         view = marks[0]
         return [
-            view.then(lambda w, k=k: _bind(eqn, [w])[k], out.aval.shape)
+            view.then(lambda w, k=k: bind_equation(eqn, [w])[k], out.aval.shape)
             for k, out in enumerate(eqn.outvars)
         ]
     if name == "convert_element_type":

@@ -24,8 +24,9 @@ from jax import lax
 from jax.extend import core as jex
 from jaxtyping import Array
 
-from optikit.calculus.sites import KIND, Site, View, bind_equation, is_bias_of, is_linear_site
+from optikit.calculus.sites import KIND, Site, View, is_bias_of, is_linear_site
 from optikit.core import Params
+from optikit.core.jaxpr import bind_equation
 
 _LAYOUT = {
     "transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "copy", "copy_p",

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optikit.core import tree
+from optikit.core.jaxpr import bind_equation
 
 Kind = Literal["dense", "conv", "embedding", "scale", "shift"]
 
@@ -32,14 +33,6 @@ KIND: dict[str, Kind] = {
     "sub": "shift",
 }
 """The operations that are linear in one operand, by primitive."""
-
-
-def bind_equation(eqn: Any, values: list) -> list:
-    """The outputs of an equation at other values."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from optikit.calculus.rows import Rows, curvature_rows
 from optikit.core import Counts, Key, Params, Scalar, Status, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize.search import noise
-from optikit.linalg.damped import damped_solve
+from optikit.linalg.woodbury import damped_solve
 from optikit.optimizers.protocol import Optimizer, StepInfo
 
 KEPT, BROKEN = 0.75, 0.25

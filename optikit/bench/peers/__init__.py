@@ -13,7 +13,8 @@ from optikit.bench.peers.catalogue import LIBRARIES, complaint, declared, is_pee
 if TYPE_CHECKING:
     import jax
 
-    from optikit.bench.execute import Goal, Judge, Run
+    from optikit.bench.execute import Judge, Run
+    from optikit.bench.refine import Goal
     from optikit.bench.replay import Along
     from optikit.bench.spec import Budget, Measure
     from optikit.problems import Problem

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from optikit.bench import clock
-from optikit.bench.execute import Goal, Judge, Run, Snapshot
-from optikit.bench.refine import Point, narrow
+from optikit.bench.execute import Judge, Run
+from optikit.bench.refine import Goal, refined
 from optikit.bench.repeats import repeated
+from optikit.bench.snapshot import Snapshot
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Counts, Status
 
@@ -64,7 +65,13 @@ def measure_session(
         memory = {"program_bytes": None, **clock.memory()}
         snapshots = [_snapshot(session, stop, judge) for stop in stops]
         if goal is not None:
-            snapshots += _refined(session, snapshots, goal, judge)
+            snapshots += refined(
+                snapshots,
+                goal,
+                restart=lambda: snapshots[0],
+                go=lambda _, step: _snapshot(session, session.again([step])[-1], judge, late=True),
+                look=lambda snapshot: snapshot,
+            )
             snapshots.sort(key=lambda s: s.step)
         every = [s.step for s in snapshots]
         first = np.interp(every, [s.step for s in stops], [s.seconds for s in stops]).tolist()
@@ -83,33 +90,12 @@ def measure_session(
     )
 
 
-def _snapshot(session: Session, stop: Stop, judge: Judge, *, refined: bool = False) -> Snapshot:
+def _snapshot(session: Session, stop: Stop, judge: Judge, *, late: bool = False) -> Snapshot:
     params = jax.device_get(stop.params)
     value = session.value(params)
     return Snapshot(
-        stop.step, params, value, stop.counts, None, Status.RUNNING, judge(params), refined
+        stop.step, params, value, stop.counts, None, Status.RUNNING, judge(params), refined=late
     )
-
-
-def _refined(
-    session: Session, snapshots: list[Snapshot], goal: Goal, judge: Judge
-) -> list[Snapshot]:
-    scale = snapshots[0].judged[0] - goal.optimum
-    if not scale > 0:
-        return []
-
-    def seen(snapshot: Snapshot) -> Point:
-        above = snapshot.judged[0] - goal.optimum
-        return Point(snapshot.step, above / scale if np.isfinite(above) else np.inf, snapshot)
-
-    found = narrow(
-        [seen(s) for s in snapshots],
-        goal.targets,
-        restart=lambda: snapshots[0],
-        go=lambda _, step: _snapshot(session, session.again([step])[-1], judge, refined=True),
-        look=seen,
-    )
-    return [point.content for point in found]
 
 
 def _at(stops: list[Stop], steps: Sequence[int]) -> list[float]:

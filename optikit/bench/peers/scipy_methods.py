@@ -16,11 +16,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy import optimize
 
-from optikit.bench.execute import Goal, Judge, Run
+from optikit.bench.execute import Judge, Run
 from optikit.bench.peers.catalogue import about
 from optikit.bench.peers.door import Door
 from optikit.bench.peers.flat import flat
 from optikit.bench.peers.host import Stop, measure_session
+from optikit.bench.refine import Goal
 from optikit.bench.spec import Budget, Measure
 from optikit.core import Status
 from optikit.problems import Problem

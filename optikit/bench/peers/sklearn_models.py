@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optikit.bench.execute import UNINTERRUPTED_SECONDS, Goal, Judge, Run
+from optikit.bench.execute import UNINTERRUPTED_SECONDS, Judge, Run
 from optikit.bench.peers.catalogue import about
 from optikit.bench.peers.host import Stop, measure_session
+from optikit.bench.refine import Goal
 from optikit.bench.spec import Budget, Measure
 from optikit.calculus.objective import value_and_aux
 from optikit.core import Counts, Status
