@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from optikit.calculus import per_example_grads as per_example_grads
     from optikit.calculus import residuals as residuals
     from optikit.calculus import value_and_grad as value_and_grad
+    from optikit.calculus import variational as variational
     from optikit.core import Counts as Counts
     from optikit.core import LinearOperator as LinearOperator
     from optikit.core import Status as Status
@@ -92,6 +93,7 @@ _HOME = {
     "residuals": "optikit.calculus",
     "second_order": "optikit.optimizers",
     "value_and_grad": "optikit.calculus",
+    "variational": "optikit.calculus",
 }
 
 __all__ = [
@@ -134,6 +136,7 @@ __all__ = [
     "residuals",
     "second_order",
     "value_and_grad",
+    "variational",
 ]
 
 

@@ -29,7 +29,7 @@ ARGUMENTS = {"adam": {"learning_rate": 0.05}}
 METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
 NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
-NEEDS_STRUCTURE = {"fisher-scoring", "natural-gradient"}
+NEEDS_STRUCTURE = {"fisher-scoring", "ggn-cg", "hessian-free", "natural-gradient"}
 
 
 def optimizer(name):

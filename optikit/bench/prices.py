@@ -71,7 +71,9 @@ def _products(problem: Problem) -> dict[str, Callable]:
 
         return run
 
-    kinds = {"hvp": "hessian"} | ({} if objective.kind == "black_box" else {"ggnvp": "ggn"})
+    kinds = {"hvp": "hessian"} | (
+        {"ggnvp": "ggn"} if objective.kind in ("composite", "residuals") else {}
+    )
     return {kind: chain(curvature) for kind, curvature in kinds.items()}
 
 

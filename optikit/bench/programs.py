@@ -13,6 +13,7 @@ from optikit.bench import batched
 from optikit.calculus import bind
 from optikit.core.compiled import compiler_options
 from optikit.optimizers import Optimizer
+from optikit.optimizers.protocol import folded
 from optikit.problems import Problem
 from optikit.solve.loop import Progress, advance, begin, gradient_criterion
 
@@ -104,6 +105,7 @@ def functions(
 
 def _watched(optimizer: Optimizer) -> Optimizer:
     """The same method, with its rejected steps counted beside its state."""
+    optimizer = folded(optimizer)
 
     def init(at):
         return Watched(optimizer.init(at), jnp.zeros((), jnp.int32))

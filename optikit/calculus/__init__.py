@@ -13,7 +13,7 @@ from optikit.calculus.derivatives import (
     per_example_grads,
     value_and_grad,
 )
-from optikit.calculus.objective import Objective, black_box, composite, residuals
+from optikit.calculus.objective import Objective, black_box, composite, residuals, variational
 from optikit.calculus.oracle import Eval, Oracle, bind
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "per_example_grads",
     "residuals",
     "value_and_grad",
+    "variational",
 ]

@@ -13,25 +13,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optikit.calculus.variational import LocalEnergy, LogAmplitude, energy
 from optikit.core import Params, PyTree, Scalar, tree
 from optikit.losses import Loss, Penalty, Robust, expand_weights, from_value, weighted_mean
 
-Kind = Literal["black_box", "composite", "residuals"]
+Kind = Literal["black_box", "composite", "residuals", "variational"]
 
 
 class Objective(NamedTuple):
     """A pure function (params, *args) -> scalar, or (scalar, aux) with `has_aux`.
 
-    Build it with `black_box`, `composite` or `residuals`. Calling it evaluates it, so it can be
-    given to `jax.grad`, to scipy or to any other library.
+    Build it with `black_box`, `composite`, `residuals` or `variational`. Calling it evaluates it,
+    so it can be given to `jax.grad`, to scipy or to any other library.
     """
 
-    fun: Callable[..., Any]  # the function, the model or the residuals, by kind
+    fun: Callable[..., Any]  # the function, the model, the residuals or the amplitude, by kind
     kind: Kind
     loss: Loss | None = None
     penalty: Penalty | None = None
     has_aux: bool = False
     robust: Robust | None = None  # of residuals alone
+    local: LocalEnergy | None = None  # of a variational objective alone
 
     def __call__(self, params: Params, *args: Any) -> Any:
         """The value, or (value, aux)."""
@@ -114,6 +116,34 @@ def residuals(
     return Objective(fun, "residuals", penalty=penalty, has_aux=has_aux, robust=robust)
 
 
+def variational(
+    log_amplitude: LogAmplitude, local_energy: LocalEnergy, *, penalty: Penalty | None = None
+) -> Objective:
+    """The energy of a quantum state: obj(params, configurations[, log_density]) -> scalar.
+
+    Without `log_density` the configurations are all there are, and the energy is exact. With it
+    they are a sample, drawn with the density exp(log_density) up to a factor (from |psi|^2 at
+    other parameters: 2 Re log psi there), and the energy is the self-normalised estimate. Natural
+    gradients on it are stochastic reconfiguration, MinSR and SPRING.
+
+    Args:
+      log_amplitude: (params, configurations) -> log psi, (m,), real or complex; configurations
+        along axis 0 of every leaf, each by itself. The parameters are real.
+      local_energy: (params, configurations) -> (H psi)(s) / psi(s), (m,); H Hermitian.
+      penalty: from `ok.losses`.
+
+    Raises:
+      TypeError, ValueError: when called on arguments that do not fit.
+
+    Example:
+      >>> spin = jnp.array([1.0, -1.0])  # H = [[0, -1], [-1, 0]], psi(s) = exp(w s)
+      >>> obj = variational(lambda w, s: w * s, lambda w, s: -jnp.exp(-2 * w * s))
+      >>> float(obj(jnp.asarray(0.0), spin))
+      -1.0
+    """
+    return Objective(log_amplitude, "variational", penalty=penalty, local=local_energy)
+
+
 def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Scalar, Any]:
     """The value and the auxiliary output (None without `has_aux`)."""
     if objective.kind == "black_box":
@@ -123,6 +153,8 @@ def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Sc
         r, aux = _split(objective, objective.fun(params, *args))
         robust = objective.robust
         value = tree.vdot(r, r) / 2 if robust is None else _robust_cost(robust, r)
+    elif objective.kind == "variational":
+        value, aux = energy(objective.fun, local_energy_of(objective), params, args), None
     else:
         inputs, targets, weights = split_data(objective, args)
         outputs, aux = _split(objective, objective.fun(params, inputs))
@@ -245,6 +277,18 @@ def loss_of(objective: Objective) -> Loss:
         msg = f"this needs an Objective from composite(...); got {fingerprint(objective)}."
         raise TypeError(msg)
     return objective.loss
+
+
+def local_energy_of(objective: Objective) -> LocalEnergy:
+    """The local energy of a variational objective.
+
+    Raises:
+      TypeError: the objective is of another kind.
+    """
+    if objective.local is None:
+        msg = f"this needs an Objective from variational(...); got {fingerprint(objective)}."
+        raise TypeError(msg)
+    return objective.local
 
 
 def _split(objective: Objective, result: Any) -> tuple[Any, Any]:

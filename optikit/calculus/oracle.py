@@ -141,6 +141,13 @@ class Oracle(NamedTuple):
         return lambda p: function(p, *self.args)
 
     def _hessian(self, params: Params) -> LinearOperator:
+        if self.objective.kind == "variational" and len(self.args) > 1:
+            msg = (
+                "a sampled energy has no Hessian here: its gradient is an estimate, not the "
+                "derivative of its value. Use 'natural-gradient', or pass all configurations."
+            )
+            raise TypeError(msg)
+
         def linearize():
             self.tap("grad")
             product = jax.linearize(jax.grad(self._plain_value), params)[1]

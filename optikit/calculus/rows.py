@@ -3,27 +3,41 @@
 Of an objective with m outputs (examples times outputs each), R is the (m, n) Jacobian of the
 outputs, each example's weighted by a root of its output-space curvature. What the least-squares
 and kernel forms of a step need is R and w; nothing of size (n, n) is formed here.
+
+For a variational energy, R is the centred Jacobian of log psi, each configuration's weighted by
+sqrt(2 p), and w = sqrt(2 p) (e - E): R^T R is twice the quantum geometric tensor, and a whole step
+is one unit of imaginary time (stochastic reconfiguration).
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from optikit.calculus.objective import (
     Objective,
     example_losses,
+    local_energy_of,
     loss_of,
     mean_weights,
     outputs_of,
+    residual_vector,
+    robust_weights,
     split_data,
 )
 from optikit.calculus.oracle import COLUMNS_AT_ONCE, Oracle
+from optikit.calculus.variational import estimate
 from optikit.core import Params, tree
 from optikit.core.tree import HIGHEST
+
+RowKind = Literal["ggn", "fisher"]
+
+CHUNK = 2**24
+"""Numbers that rows may fill where only their sums are wanted."""
 
 
 class Rows(NamedTuple):
@@ -38,69 +52,218 @@ class Rows(NamedTuple):
     extra: Float[Array, " n"]
 
 
-def curvature_rows(oracle: Oracle, params: Params, kind: Literal["ggn", "fisher"]) -> Rows:
+class RowSource(NamedTuple):
+    """The same with rows that are computed when they are asked for.
+
+    Attributes:
+      examples: how many there are. width: rows of each.
+      take: indices of b examples -> their rows, (b width, n); one with index `examples` has zeros.
+      w, q, extra: as of `Rows`.
+    """
+
+    examples: int
+    width: int
+    take: Callable[[Int[Array, " b"]], Float[Array, "b_width n"]]
+    w: Float[Array, " m"]
+    q: Float[Array, " n"]
+    extra: Float[Array, " n"]
+
+
+def curvature_rows(oracle: Oracle, params: Params, kind: RowKind) -> Rows:
     """The rows of "ggn" or "fisher" at params. Price: Counts(jacobian=1).
 
-    For residuals they are the residuals and their Jacobian. For a composite objective, examples
-    stand along axis 0 of every leaf of the inputs and do not see each other: each one's Jacobian
-    is taken alone, in reverse mode, so that all cost the gradients of m outputs.
+    For residuals they are the residuals and their Jacobian. Otherwise examples stand along axis 0
+    of every leaf of the inputs and do not see each other: each one's Jacobian is taken alone, in
+    reverse mode, so that all cost the gradients of m outputs.
 
     Raises:
       TypeError: a black box; a penalty that is not separable; no Fisher information.
     """
-    objective = oracle.objective
-    if objective.kind != "composite":
-        r, jacobian = oracle.residuals_and_jacobian(params)
-        zero = jnp.zeros(jacobian.shape[1], jacobian.dtype)
-        return Rows(jacobian, r, zero, zero)
+    if _by_example(oracle.objective):
+        oracle.tap("jacobian")
+        source = row_source(oracle, params, kind)
+        rows = source.take(jnp.arange(source.examples, dtype=jnp.int32))
+        return Rows(rows, source.w, source.q, source.extra)
+    data = oracle._replace(objective=oracle.objective._replace(penalty=None))
+    r, jacobian = data.residuals_and_jacobian(params)
+    if oracle.objective.robust is not None:
+        _, a, b = robust_weights(oracle.objective, r, 0)
+        r, jacobian = a * r, b[:, None] * jacobian
+    return Rows(jacobian, r, *_penalty(oracle.objective, params, jacobian.dtype))
+
+
+def curvature_diagonal(oracle: Oracle, params: Params, kind: RowKind) -> Float[Array, " n"]:
+    """The diagonal of R^T R + diag(extra). Price: Counts(jacobian=1); rows are not kept."""
+    if not _by_example(oracle.objective):
+        model = curvature_rows(oracle, params, kind)
+        return jnp.sum(model.rows**2, axis=0) + model.extra
     oracle.tap("jacobian")
+    source = row_source(oracle, params, kind)
+    index = jnp.arange(source.examples, dtype=jnp.int32)
+    many = max(1, min(CHUNK // (source.width * source.q.size), COLUMNS_AT_ONCE))
+
+    def squares(i: Array) -> Array:
+        return jnp.sum(source.take(i) ** 2, axis=0)
+
+    chunks = -(-source.examples // many)
+    padded = jnp.full(chunks * many, source.examples, jnp.int32).at[: source.examples].set(index)
+
+    def add(k: Array, total: Array) -> Array:
+        return total + squares(lax.dynamic_slice_in_dim(padded, k * many, many))
+
+    return lax.fori_loop(0, chunks, add, source.extra)
+
+
+def count_rows(objective: Objective, params: Params, args: tuple) -> int:
+    """How many rows there are, from shapes alone."""
+
+    def outputs(p: Params, args: tuple) -> Array:
+        if objective.kind == "composite":
+            return outputs_of(objective, p, split_data(objective, args)[0])
+        if objective.kind == "variational":
+            log_psi = objective.fun(p, args[0])
+            return jnp.repeat(log_psi, 2) if _complex(log_psi) else log_psi
+        return _residuals(objective)(p, *args)
+
+    if objective.kind == "black_box":
+        return 0  # whoever asks for the rows is told that there are none
+    return jax.eval_shape(outputs, params, args).size
+
+
+def row_source(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
+    """The rows at params, without computing them; the caller counts a jacobian for each pass.
+
+    Residuals have no examples that are known: each row costs a gradient of all of them.
+
+    Raises:
+      TypeError: as `curvature_rows`.
+    """
+    objective = oracle.objective
+    if objective.kind == "composite":
+        return _composite(oracle, params, kind)
+    if objective.kind == "variational":
+        return _variational(objective, params, oracle.args)
+    function = _residuals(objective)
+    flat, unravel = ravel_pytree(params)
+    r, pull = jax.vjp(lambda v: function(unravel(v), *oracle.args), flat)
+    a, b = jnp.ones_like(r), jnp.ones_like(r)
+    if objective.robust is not None:
+        _, a, b = robust_weights(objective, r, 0)
+
+    def take(index: Array) -> Array:
+        units = jax.nn.one_hot(index, r.size, dtype=r.dtype) * b[None]
+        return lax.map(lambda u: pull(u)[0], units, batch_size=COLUMNS_AT_ONCE)
+
+    return RowSource(r.size, 1, take, a * r, *_penalty(objective, params, r.dtype))
+
+
+def _by_example(objective: Objective) -> bool:
+    return objective.kind in ("composite", "variational")
+
+
+def _residuals(objective: Objective) -> Callable[..., Float[Array, " m"]]:
+    function = residual_vector(objective._replace(penalty=None))
+    assert function is not None
+    return function
+
+
+def _complex(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.complexfloating)
+
+
+def _penalty(objective: Objective, params: Params, dtype: Any) -> tuple[Array, Array]:
+    """Gradient and Hessian diagonal of the penalty, ravelled."""
+    penalty = objective.penalty
+    if penalty is None:
+        zero = jnp.zeros(tree.size(params), dtype)
+        return zero, zero
+    if penalty.diagonal is None:
+        msg = f"rows need a separable penalty; {penalty.name} gives no diagonal."
+        raise TypeError(msg)
+    gradient = tree.ravel(jax.grad(penalty.value)(params)).astype(dtype)
+    return gradient, tree.ravel(penalty.diagonal(params)).astype(dtype)
+
+
+def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
+    objective = oracle.objective
     inputs, targets, weights = split_data(objective, oracle.args)
-    outputs, jacobian = _outputs_and_jacobians(objective, params, inputs)
+    flat, unravel = ravel_pytree(params)
+    outputs, pull = jax.vjp(lambda v: outputs_of(objective, unravel(v), inputs), flat)
     loss = loss_of(objective)
+    values = example_losses(objective, outputs, targets, weights)[0]
+    factor = mean_weights(values, weights)
 
     def total(o: Array) -> Array:
         values = example_losses(objective, o, targets, weights)[0]
         return jnp.sum(jnp.where(factor == 0, 0, factor * values))
 
-    values = example_losses(objective, outputs, targets, weights)[0]
-    factor = mean_weights(values, weights)
     slopes = jax.grad(total)(outputs)
-    events = outputs.shape[outputs.ndim - loss.event_ndim :]
     curvature = oracle.output_curvature(kind)
+    events = outputs.shape[outputs.ndim - loss.event_ndim :]
     root, w, rest = (_scalar_root if loss.event_ndim == 0 else _matrix_root)(
         lambda v: curvature(outputs, targets, v), factor, slopes
     )
-    n = jacobian.shape[-1]
-    flat = jacobian.reshape(-1, *events, n)
-    if loss.event_ndim == 0:
-        rows = root.reshape(-1, 1) * flat
-    else:
-        rows = jnp.einsum("bkl,bln->bkn", root, flat, precision=HIGHEST).reshape(-1, n)
-    q = jnp.matmul(rest.ravel(), jacobian.reshape(-1, n), precision=HIGHEST)
-    extra = jnp.zeros_like(q)
-    penalty = objective.penalty
-    if penalty is not None:
-        if penalty.diagonal is None:
-            msg = f"rows need a separable penalty; {penalty.name} gives no diagonal."
-            raise TypeError(msg)
-        q = q + tree.ravel(jax.grad(penalty.value)(params)).astype(q.dtype)
-        extra = tree.ravel(penalty.diagonal(params)).astype(q.dtype)
-    return Rows(rows, w.ravel(), q, extra)
+    examples = outputs.shape[0]
+    own, extra = _penalty(objective, params, flat.dtype)
+    q = own + pull(rest.reshape(outputs.shape).astype(outputs.dtype))[0]
+    root = root.reshape(examples, -1, *root.shape[root.ndim - 2 * loss.event_ndim :])
 
-
-def _outputs_and_jacobians(
-    objective: Objective, params: Params, inputs: Any
-) -> tuple[Array, Float[Array, "... n"]]:
-    flat, unravel = ravel_pytree(params)
-
-    def one(example: Any) -> tuple[Array, Array]:
+    def predict(v: Array, example: Any) -> Array:
         alone = jax.tree.map(lambda x: x[None], example)
-        outputs, pull = jax.vjp(lambda v: outputs_of(objective, unravel(v), alone)[0], flat)
-        units = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(-1, *outputs.shape)
-        rows = jax.vmap(lambda u: pull(u)[0])(units)
-        return outputs, rows.reshape(*outputs.shape, flat.size)
+        return outputs_of(objective, unravel(v), alone)[0].reshape(-1, *events)
 
-    return lax.map(one, inputs, batch_size=COLUMNS_AT_ONCE)
+    def take(index: Array) -> Array:
+        jacobian = _jacobians(predict, flat, inputs, index)
+        mine = jnp.take(root, index, axis=0, mode="fill", fill_value=0)
+        if loss.event_ndim == 0:
+            return (mine[..., None] * jacobian).reshape(-1, flat.size)
+        weighted = jnp.einsum("bpkl,bpln->bpkn", mine, jacobian, precision=HIGHEST)
+        return weighted.reshape(-1, flat.size)
+
+    return RowSource(examples, outputs.size // examples, take, w.ravel(), q, extra)
+
+
+def _variational(objective: Objective, params: Params, args: tuple) -> RowSource:
+    flat, unravel = ravel_pytree(params)
+    found = estimate(objective.fun, local_energy_of(objective), params, args)
+    width = 2 if _complex(found.log_psi) else 1
+
+    def parts(x: Array) -> Array:
+        return jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1) if width == 2 else x[..., None]
+
+    def log_psi(v: Array, configuration: Any) -> Array:
+        alone = jax.tree.map(lambda x: x[None], configuration)
+        return parts(objective.fun(unravel(v), alone)[0])
+
+    pull = jax.vjp(lambda v: parts(objective.fun(unravel(v), args[0])), flat)[1]
+    units = jnp.eye(width, dtype=found.weights.dtype)
+    centre = jnp.stack([pull(found.weights[:, None] * unit[None])[0] for unit in units])
+    root = jnp.sqrt(2 * found.weights)
+    off = parts(found.energies - found.mean).astype(root.dtype)
+
+    def take(index: Array) -> Array:
+        centred = _jacobians(log_psi, flat, args[0], index) - centre[None]
+        mine = jnp.take(root, index, mode="fill", fill_value=0)[:, None, None]
+        return jnp.where(mine == 0, 0, mine * centred).reshape(-1, flat.size)
+
+    penalty = _penalty(objective, params, flat.dtype)
+    return RowSource(root.size, width, take, (root[:, None] * off).ravel(), *penalty)
+
+
+def _jacobians(
+    function: Callable[[Array, Any], Array], flat: Array, data: Any, index: Array
+) -> Float[Array, "b ... n"]:
+    """Each example's Jacobian alone, in reverse mode."""
+
+    def one(i: Array) -> Array:
+        example = jax.tree.map(lambda x: jnp.take(jnp.asarray(x), i, axis=0, mode="clip"), data)
+        outputs, pull = jax.vjp(lambda v: function(v, example), flat)
+        units = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(-1, *outputs.shape)
+        return jax.vmap(lambda u: pull(u)[0])(units).reshape(*outputs.shape, flat.size)
+
+    if index.size <= COLUMNS_AT_ONCE:
+        return jax.vmap(one)(index)
+    return lax.map(one, index, batch_size=COLUMNS_AT_ONCE)
 
 
 def _scalar_root(curvature: Any, factor: Array, slopes: Array) -> tuple[Array, Array, Array]:

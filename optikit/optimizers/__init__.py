@@ -17,6 +17,7 @@ from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.hessian_free import ggn_cg, hessian_free
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
 from optikit.optimizers.natural_gradient import natural_gradient
@@ -31,7 +32,9 @@ from optikit.optimizers.second_order import (
     trust_region_exact,
     trust_region_newton,
 )
+from optikit.optimizers.sketchy_sgd import sketchy_sgd
 from optikit.optimizers.sr1 import sr1
+from optikit.optimizers.subsampled_newton import subsampled_newton
 
 
 @memoized
@@ -49,14 +52,18 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "dogleg": dogleg,
     "fisher-scoring": fisher_scoring,
     "gauss-newton": gauss_newton,
+    "ggn-cg": ggn_cg,
     "gradient-descent": gradient_descent,
+    "hessian-free": hessian_free,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
     "natural-gradient": natural_gradient,
     "newton": newton,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
+    "sketchy-sgd": sketchy_sgd,
     "sr1": sr1,
+    "subsampled-newton": subsampled_newton,
     "trust-region": trust_region_newton,
     "trust-region-exact": trust_region_exact,
 }
@@ -149,7 +156,9 @@ __all__ = [
     "fisher_scoring",
     "from_optax",
     "gauss_newton",
+    "ggn_cg",
     "gradient_descent",
+    "hessian_free",
     "lbfgs",
     "levenberg_marquardt",
     "named",
@@ -159,7 +168,9 @@ __all__ = [
     "nonlinear_cg",
     "optax_names",
     "second_order",
+    "sketchy_sgd",
     "sr1",
+    "subsampled_newton",
     "trust_region_exact",
     "trust_region_newton",
 ]

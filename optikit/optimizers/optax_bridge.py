@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 from optikit.calculus import Eval, Objective, Oracle, bind
 from optikit.calculus.validate import as_objective
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tree
-from optikit.optimizers.protocol import Optimizer, StepInfo, running, value_and_grad
+from optikit.optimizers.protocol import Optimizer, StepInfo, folded, running, value_and_grad
 
 _SEARCH_STATES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
 
@@ -116,18 +116,23 @@ class AsOptaxState(NamedTuple):
 
 
 def as_optax(
-    optimizer: Optimizer, objective: Objective, *, key: Key | None = None
+    optimizer: Optimizer,
+    objective: Objective,
+    *,
+    key: Key | None = None,
+    example: tuple | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An Optimizer as an optax transformation, for training loops written against optax.
 
-    `update(grads, state, params, args=(...))` needs params and the data of this step; value and
-    grads are evaluated again unless the method evaluates by value and gradient and `value` is
-    given. The returned updates are differences of parameters, to be applied by
-    `optax.apply_updates`.
+    `update(grads, state, params, args=(...))` needs params and the data of this step. Where `value`
+    is given, it and grads are taken as they are; else they are evaluated again. The returned
+    updates are differences of parameters, to be applied by `optax.apply_updates`.
 
     Args:
       objective: what it minimises, called as objective(params, *args).
       key: for methods that draw random numbers.
+      example: the data of some step, for methods whose state depends on the model's layers; only
+        its shapes matter.
 
     Example:
       >>> import optikit as ok
@@ -138,14 +143,18 @@ def as_optax(
       >>> bool(jnp.allclose(optax.apply_updates(x, updates), 0, atol=1e-6))
       True
     """
-    objective = as_objective(objective)
+    objective, optimizer = as_objective(objective), folded(optimizer)
     key = jax.random.key(0) if key is None else key
 
     def init(params: Params) -> AsOptaxState:
         # the state's shapes follow from a pretended evaluation; its contents from the first update
         scalar = jnp.zeros((), tree.inner_dtype(params))
-        blank = optimizer.init(Eval(params, scalar, tree.zeros_like(params)))
-        return AsOptaxState(blank, key, jnp.asarray(False))
+        at = Eval(params, scalar, tree.zeros_like(params))
+        if example is not None:
+            oracle = bind(objective, example, fixed=False)
+            shapes = jax.eval_shape(lambda p: optimizer.evaluate(oracle, p)[0].local, params)
+            at = at._replace(local=tree.zeros_like(shapes))
+        return AsOptaxState(optimizer.init(at), key, jnp.asarray(False))
 
     def update(updates, state, params=None, *, value=None, args=(), **extra):
         del extra
@@ -157,6 +166,8 @@ def as_optax(
         oracle = bind(objective, args, fixed=False)
         if value is None or optimizer.evaluate is not value_and_grad:
             at, _ = optimizer.evaluate(oracle, params)
+            if value is not None:  # then nothing uses the gradient above: it is not computed again
+                at = at._replace(value=jnp.asarray(value), grad=updates)
         else:
             at = Eval(params, jnp.asarray(value), updates)
         inner = tree.where(state.begun, state.inner, optimizer.init(at))

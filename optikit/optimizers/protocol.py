@@ -1,13 +1,16 @@
 """The step protocol: one shape for first- and second-order, full-batch and stochastic methods."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Box, Counts, Key, Params, Scalar, Status, tree
+from optikit.core import Box, Counts, Key, Params, Scalar, Status, tally, times, tree
 from optikit.globalize import Search
 
 State = Any
@@ -51,6 +54,28 @@ def largest_gradient(at: Eval) -> Scalar:
     return tree.max_abs(at.grad).astype(at.value.dtype)
 
 
+class Refresh(NamedTuple):
+    """A part of a method that is due only every so many steps, as K-FAC's statistics are.
+
+    It is kept apart from the step so that a driver can make it a program of its own: chosen on the
+    host, it reads no state that it does not change and costs nothing when it is not due. Drivers
+    that know nothing of refreshes use `folded`.
+
+    Attributes:
+      every: steps from one to the next; all are due before the first step. With 0 it is due then
+        alone.
+      update: (oracle, at, state, key) -> (state, Counts). `at` is the evaluation of the current
+        parameters on the oracle's data, as for the step; the key is `refresh_key(key, i)`.
+    """
+
+    every: int
+    update: Callable[[Oracle, Eval, State, Key], tuple[State, Counts]]
+
+    def due(self, steps: Any) -> Any:
+        """Whether it comes before the step that follows so many: on the host or on the device."""
+        return steps % self.every == 0 if self.every else steps == 0
+
+
 class Optimizer(NamedTuple):
     """A method.
 
@@ -69,6 +94,7 @@ class Optimizer(NamedTuple):
         is not in what it promises, and the loop asks more before it calls the end converged.
       patience: consecutive steps that leave value and gradient as they were, after which the loop
         calls the method stalled; larger for a method whose rejected trials are steps.
+      refresh: what is due before some of the steps only, in this order; see `Refresh`.
     """
 
     init: Callable[[Eval], State]
@@ -80,6 +106,68 @@ class Optimizer(NamedTuple):
     name: str = "optimizer"
     learns: bool = False
     patience: int = 10
+    refresh: tuple[Refresh, ...] = ()
+
+
+def refresh_key(key: Key, number: int) -> Key:
+    """The key of a method's refresh of that number, before the step that is given `key`."""
+    return jax.random.fold_in(key, 1 + number)
+
+
+class Folded(NamedTuple):
+    """A method's state, and the steps that it has taken."""
+
+    inner: State
+    steps: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of a folded method: equal if the methods are, so compiled programs are found."""
+
+    method: Optimizer
+
+
+class _Init(_Part):
+    def __call__(self, at: Eval) -> Folded:
+        return Folded(self.method.init(at), jnp.asarray(0, jnp.int32))
+
+
+class _Step(_Part):
+    def __call__(self, oracle: Oracle, at: Eval, state: Folded, key: Key):
+        inner, counts = state.inner, []
+        for i, refresh in enumerate(self.method.refresh):
+
+            def update(state: State, refresh=refresh, i=i) -> tuple[State, Counts]:
+                new, price = refresh.update(oracle, at, state, refresh_key(key, i))
+                return new, tally(price)
+
+            due = refresh.due(state.steps)
+            inner, spent = lax.cond(due, update, lambda s: (s, times(0, Counts())), inner)
+            counts.append(spent)
+        params, known, inner, info = self.method.step(oracle, at, inner, key)
+        info = info._replace(counts=tally(info.counts, *counts))
+        return params, known, Folded(inner, state.steps + 1), info
+
+
+class _Readout(_Part):
+    def __call__(self, params: Params, state: Folded) -> Params:
+        return self.method.readout(params, state.inner)
+
+
+def folded(optimizer: Optimizer) -> Optimizer:
+    """The same method without refreshes: its step does them, each where it is due.
+
+    A method that has none is returned as it is. Folded twice from equal methods, it is equal.
+    """
+    if not optimizer.refresh:
+        return optimizer
+    return optimizer._replace(
+        init=_Init(optimizer),
+        step=_Step(optimizer),
+        readout=keep if optimizer.readout is keep else _Readout(optimizer),
+        refresh=(),
+    )
 
 
 class Bounded(NamedTuple):

@@ -114,6 +114,8 @@ def _choose(objective: Objective, structure, shapes: tuple) -> tuple[str, str, b
         if min(m, n) <= DENSE_JACOBIAN:
             reason = f"{m} residuals of {n} parameters: a dense Jacobian is cheap"
             return "levenberg-marquardt", reason, False
+    if objective.kind == "variational":
+        return "natural-gradient", "an energy: its metric is known, its curvature is not", False
     if objective.kind == "composite":
         found = _linear(objective, params, args, n)
         if found:

@@ -22,6 +22,7 @@ from optikit.calculus.validate import as_args, as_objective, as_params, check_sc
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, times, tree
 from optikit.core.compiled import jit
 from optikit.optimizers import Optimizer
+from optikit.optimizers.protocol import folded
 from optikit.solve.history import ROWS, Page, Row, collect
 from optikit.solve.minimize import Method, as_optimizer
 from optikit.solve.solution import Solution
@@ -123,6 +124,7 @@ def fit(
         msg = "batches is empty: there is no batch to take a step on."
         raise ValueError(msg)
     optimizer, reason = as_optimizer(method, objective, params, first)
+    optimizer = folded(optimizer)
     key = jax.random.key(0) if key is None else key
     course = _begin(params, first, key, objective, optimizer)
     chunks = _Chunks(itertools.chain([first], stream), 1 if budget.gradients else _capacity(first))

@@ -17,7 +17,7 @@ from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, tree
 from optikit.globalize.search import noise
 from optikit.optimizers import Optimizer, StepInfo
-from optikit.optimizers.protocol import keep
+from optikit.optimizers.protocol import folded, keep
 from optikit.solve.solution import Trace
 
 Criterion = Callable[[Eval, StepInfo, Scalar, "Progress", Scalar], Bool[Array, ""]]
@@ -51,6 +51,7 @@ def begin(
     optimizer: Optimizer, oracle: Oracle, params: Params, key: Key, *, trace_rows: int = 0
 ) -> Progress:
     """The state of a solve before its first step, with the start evaluated."""
+    optimizer = folded(optimizer)
     at, price = optimizer.evaluate(oracle, params)
     counts = tally(price)
     largest = optimizer.measure(at)
@@ -95,6 +96,7 @@ def one_step(
     optimizer: Optimizer, oracle: Oracle, p: Progress, tol: Scalar, criterion: Criterion
 ) -> Progress:
     """One step, evaluated, judged and entered in the books."""
+    optimizer = folded(optimizer)
     key = jax.random.fold_in(p.key, p.steps)
     params, at, state, info = optimizer.step(oracle, p.at, p.state, key)
     counts = tally(p.counts, info.counts)
@@ -136,6 +138,7 @@ def finished(p: Progress, optimizer: Optimizer, oracle: Oracle) -> tuple[Eval, P
 
     A point that was left again is evaluated once more, at the price of one evaluation.
     """
+    optimizer = folded(optimizer)
 
     def again(params: Params) -> tuple[Eval, Counts]:
         at, price = optimizer.evaluate(oracle, params)
