@@ -12,6 +12,7 @@ from optikit.problems import (
     logistic_regression,
     quadratic,
     rosenbrock,
+    softmax_regression,
 )
 
 PROBLEMS = {
@@ -21,10 +22,25 @@ PROBLEMS = {
     "exponential-decay": exponential_decay(20),
     "diabetes": linear_regression("diabetes"),
     "breast-cancer": logistic_regression("breast_cancer", l2=1e-2),
+    "iris": softmax_regression("iris", l2=1e-2),
 }
 
 # hyperparameters under which a method can be expected to get somewhere in a test's time
-ARGUMENTS = {"adam": {"learning_rate": 0.05}}
+ARGUMENTS = {
+    "adam": {"learning_rate": 0.05},
+    "adahessian": {},
+    "muon": {"learning_rate": 0.02, "adam_learning_rate": 0.05},
+    "psgd-kron": {"learning_rate": 0.05},
+    "shampoo": {"learning_rate": 0.05},
+    "soap": {"learning_rate": 0.05},
+    "sophia": {"learning_rate": 0.02},
+}
+RATED = set(
+    ARGUMENTS
+)  # steps by a learning rate, not by a search: near in a test's time, not there
+MATRICES = RATED - {
+    "adam"
+}  # made for layers: a matrix and a vector, and not a test of each problem
 
 METHODS = sorted(OPTIMIZERS)
 OPTAX_METHODS = ["optax.lbfgs", "adamw", "sgd"]
@@ -39,12 +55,19 @@ def optimizer(name):
 def suits(method, problem):
     """Whether a method is meant for a problem."""
     objective = PROBLEMS[problem].objective
+    if problem == "iris" or method in MATRICES:
+        return problem == "iris" and method in MATRICES
     if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None
 
 
 PAIRS = [(m, p) for m in METHODS for p in PROBLEMS if suits(m, p)]
+
+
+def usual(method, problem, otherwise="exponential-decay"):
+    """A problem for one test of a method: this one if it suits."""
+    return next(p for p in (problem, otherwise, "iris") if suits(method, p))
 
 
 def ready(problem, dtype="float64"):

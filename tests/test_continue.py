@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import METHODS, optimizer, ready, suits
+from contracts import METHODS, optimizer, ready, usual
 
 import optikit as ok
 from optikit.core import Status
@@ -30,7 +30,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("method", [marked(m) for m in [*METHODS, "optax.lbfgs", "sgd"]])
 def test_in_two_parts_is_the_same_bit_by_bit(method):
-    objective, params, args = ready("rosenbrock" if suits(method, "rosenbrock") else "diabetes")
+    objective, params, args = ready(usual(method, "rosenbrock", "diabetes"))
     chosen = optimizer(method)
 
     def solve(steps, state=None):

@@ -6,18 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import METHODS, OPTAX_METHODS, PAIRS, optimizer, ready, suits
+from contracts import METHODS, OPTAX_METHODS, PAIRS, RATED, optimizer, ready, usual
 
 import optikit as ok
 from optikit.calculus import bind
 from optikit.core import Counts, Status
 from optikit.solve.loop import advance, begin, gradient_criterion
 
-SLOW = {
-    "gradient-descent",
-    "adam",
-    "sketchy-sgd",
-}  # first-order: far from done on a curved valley in a test's time
+# far from done on a curved valley in a test's time
+SLOW = {"gradient-descent", "sketchy-sgd", *RATED}
 
 
 def reference(problem):
@@ -74,8 +71,7 @@ def as_float64(x):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("budget", [0, 1, 3])
 def test_obeys_the_budget_of_steps(method, budget):
-    problem = "exponential-decay"
-    objective, params, args = ready(problem)
+    objective, params, args = ready(usual(method, "exponential-decay"))
     sol = ok.minimize(objective, params, args=args, method=optimizer(method), max_steps=budget)
     assert int(sol.steps) == budget
     assert int(sol.status) == Status.MAX_STEPS
@@ -123,8 +119,7 @@ def test_the_ledger_is_what_happened_at_the_door(method, problem):
 
 @pytest.mark.parametrize("method", METHODS + OPTAX_METHODS)
 def test_a_second_call_does_not_trace_the_objective_again(method):
-    problem = "exponential-decay" if not suits(method, "quadratic") else "quadratic"
-    objective, params, args = ready(problem)
+    objective, params, args = ready(usual(method, "quadratic"))
     traced = collections.Counter()
     inner = objective.fun
 
@@ -157,8 +152,7 @@ def method_again(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_vmap_equals_a_loop(method):
-    problem = "exponential-decay" if not suits(method, "breast-cancer") else "breast-cancer"
-    objective, params, args = ready(problem)
+    objective, params, args = ready(usual(method, "breast-cancer"))
     scales = jnp.asarray([0.7, 1.0, 1.6])
     starts = jax.tree.map(lambda x: jnp.stack([s * x + 0.05 for s in scales]), params)
 

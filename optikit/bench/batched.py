@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 from optikit.calculus import Oracle, bind
 from optikit.core import Key, Status, tally, tree
 from optikit.optimizers import Optimizer
+from optikit.optimizers.protocol import folded
 from optikit.problems import Problem
 from optikit.solve.loop import Best, Progress, begin, recorded
 
@@ -35,6 +36,7 @@ def functions(
     problem: Problem, optimizer: Optimizer, *, trace_rows: int, tap: Callable[[str], None]
 ):
     """The start and the chunk of a run, as `optikit.bench.programs.functions`, on batches."""
+    optimizer = folded(optimizer)
     objective: Any = problem.objective
     draw: Any = problem.batches
 

@@ -1,5 +1,6 @@
 """Objectives, the oracle that counts their derivatives, and derivatives as public functions."""
 
+from optikit.calculus.accumulate import accumulate
 from optikit.calculus.check import DerivativeReport, check_derivatives
 from optikit.calculus.derivatives import (
     Jacobian,
@@ -22,6 +23,7 @@ __all__ = [
     "Jacobian",
     "Objective",
     "Oracle",
+    "accumulate",
     "bind",
     "black_box",
     "check_derivatives",

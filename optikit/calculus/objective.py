@@ -190,6 +190,14 @@ def robust_weights(
     return value, jnp.concatenate([a, ones]), jnp.concatenate([b, ones])
 
 
+def penalty_residuals(objective: Objective, params: Params) -> int:
+    """How many of the residuals are the penalty's; they come last."""
+    penalty = objective.penalty
+    if penalty is None or penalty.residual is None:
+        return 0
+    return tree.size(jax.eval_shape(penalty.residual, params))
+
+
 def split_data(objective: Objective, args: tuple) -> tuple[Any, Any, Any]:
     """(inputs, targets, weights or None) of a composite objective."""
     if len(args) not in (2, 3):

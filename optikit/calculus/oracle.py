@@ -22,6 +22,7 @@ from optikit.calculus.objective import (
     loss_of,
     mean_weights,
     outputs_of,
+    penalty_residuals,
     residual_vector,
     robust_weights,
     split_data,
@@ -126,9 +127,32 @@ class Oracle(NamedTuple):
         zero = jnp.zeros((), tree.inner_dtype(params))
         (r, _), (_, second) = jax.jvp(along, (zero,), (zero + 1,))
         if self.objective.robust is not None:
-            penalties = tree.size(params) if self.objective.penalty is not None else 0
+            penalties = penalty_residuals(self.objective, params)
             second = robust_weights(self.objective, r, penalties)[2] ** 2 * second
         return jax.vjp(function, params)[1](second)[0]
+
+    def fisher_sample(self, params: Params, key: Key) -> Params:
+        """A random s with E[s s^T] the Fisher information of the mean loss, without the penalty.
+
+        The gradient of sum_n sqrt(w_n) l_n at labels drawn from the model, w_n an example's share
+        of the mean: the square of B^(1/2) times a gradient at sampled labels where all are equal.
+        Price: Counts(grad=1).
+
+        Raises:
+          TypeError: the objective is not composite, or its loss no negative log-likelihood.
+        """
+        self.tap("grad")
+        objective, loss = self._need_composite("a sample of the Fisher information")
+        inputs, _, weights = split_data(objective, self.args)
+
+        def total(p: Params) -> Scalar:
+            outputs = outputs_of(objective, p, inputs)
+            sampled = sample_labels(loss, key, outputs)
+            values, _ = example_losses(objective, outputs, sampled, weights)
+            share = jnp.sqrt(mean_weights(values, weights))
+            return jnp.sum(jnp.where(share == 0, 0, share * values))
+
+        return jax.grad(total)(params)
 
     def _residual_function(self) -> Callable[[Params], Float[Array, " m"]]:
         function = residual_vector(self.objective)

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from optikit.calculus import Eval, Oracle
-from optikit.calculus.objective import robust_weights
+from optikit.calculus.objective import penalty_residuals, robust_weights
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, tree
 from optikit.core.tree import HIGHEST
@@ -58,8 +58,8 @@ def evaluate_residuals(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
     if objective.robust is None:
         value = jnp.vdot(r, r, precision=HIGHEST) / 2
     else:
-        penalties = tree.size(params) if objective.penalty is not None else 0
-        value, a, b = robust_weights(objective, r, penalties)
+        rows = penalty_residuals(objective, params)
+        value, a, b = robust_weights(objective, r, rows)
         r, jacobian = a * r, b[:, None] * jacobian
     unravel = ravel_pytree(params)[1]
     gradient = unravel(jnp.matmul(r, jacobian, precision=HIGHEST))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import optax
 
 from optikit.core import memoized
+from optikit.optimizers.adahessian import adahessian
+from optikit.optimizers.averaged import averaged
 from optikit.optimizers.bfgs import bfgs
 from optikit.optimizers.bounded import bounded_newton, bounded_newton_cg
 from optikit.optimizers.bounded_lbfgs import bounded_lbfgs
@@ -17,14 +19,17 @@ from optikit.optimizers.bounded_least_squares import bounded_levenberg_marquardt
 from optikit.optimizers.cubic import cubic
 from optikit.optimizers.dogleg import dogleg
 from optikit.optimizers.gradient_descent import gradient_descent
+from optikit.optimizers.groups import groups
 from optikit.optimizers.hessian_free import ggn_cg, hessian_free
 from optikit.optimizers.lbfgs import lbfgs
 from optikit.optimizers.levenberg_marquardt import levenberg_marquardt
+from optikit.optimizers.muon import muon
 from optikit.optimizers.natural_gradient import natural_gradient
 from optikit.optimizers.newton import fisher_scoring, newton
 from optikit.optimizers.nonlinear_cg import nonlinear_cg
 from optikit.optimizers.optax_bridge import as_optax, from_optax
 from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
+from optikit.optimizers.psgd_kron import psgd_kron
 from optikit.optimizers.second_order import (
     gauss_newton,
     newton_cg,
@@ -32,7 +37,10 @@ from optikit.optimizers.second_order import (
     trust_region_exact,
     trust_region_newton,
 )
+from optikit.optimizers.shampoo import shampoo
 from optikit.optimizers.sketchy_sgd import sketchy_sgd
+from optikit.optimizers.soap import soap
+from optikit.optimizers.sophia import sophia
 from optikit.optimizers.sr1 import sr1
 from optikit.optimizers.subsampled_newton import subsampled_newton
 
@@ -46,6 +54,7 @@ def adam(
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adahessian": adahessian,
     "adam": adam,
     "bfgs": bfgs,
     "cubic": cubic,
@@ -57,11 +66,16 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "hessian-free": hessian_free,
     "lbfgs": lbfgs,
     "levenberg-marquardt": levenberg_marquardt,
+    "muon": muon,
     "natural-gradient": natural_gradient,
     "newton": newton,
     "newton-cg": newton_cg,
     "nonlinear-cg": nonlinear_cg,
+    "psgd-kron": psgd_kron,
+    "shampoo": shampoo,
     "sketchy-sgd": sketchy_sgd,
+    "soap": soap,
+    "sophia": sophia,
     "sr1": sr1,
     "subsampled-newton": subsampled_newton,
     "trust-region": trust_region_newton,
@@ -144,8 +158,10 @@ __all__ = [
     "Bounded",
     "Optimizer",
     "StepInfo",
+    "adahessian",
     "adam",
     "as_optax",
+    "averaged",
     "bfgs",
     "bounded_lbfgs",
     "bounded_levenberg_marquardt",
@@ -158,17 +174,23 @@ __all__ = [
     "gauss_newton",
     "ggn_cg",
     "gradient_descent",
+    "groups",
     "hessian_free",
     "lbfgs",
     "levenberg_marquardt",
+    "muon",
     "named",
     "natural_gradient",
     "newton",
     "newton_cg",
     "nonlinear_cg",
     "optax_names",
+    "psgd_kron",
     "second_order",
+    "shampoo",
     "sketchy_sgd",
+    "soap",
+    "sophia",
     "sr1",
     "subsampled_newton",
     "trust_region_exact",

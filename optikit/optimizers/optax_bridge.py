@@ -117,7 +117,7 @@ class AsOptaxState(NamedTuple):
 
 def as_optax(
     optimizer: Optimizer,
-    objective: Objective,
+    objective: Objective | None = None,
     *,
     key: Key | None = None,
     example: tuple | None = None,
@@ -129,10 +129,15 @@ def as_optax(
     updates are differences of parameters, to be applied by `optax.apply_updates`.
 
     Args:
-      objective: what it minimises, called as objective(params, *args).
+      objective: what it minimises, called as objective(params, *args). A method that asks for
+        nothing but gradients (Muon, Shampoo, SOAP, PSGD) needs none: `update(grads, state, params)`
+        is then all, as with any transformation of optax.
       key: for methods that draw random numbers.
       example: the data of some step, for methods whose state depends on the model's layers; only
         its shapes matter.
+
+    Raises:
+      TypeError: while tracing, if a method without an objective asks for more than gradients.
 
     Example:
       >>> import optikit as ok
@@ -143,7 +148,8 @@ def as_optax(
       >>> bool(jnp.allclose(optax.apply_updates(x, updates), 0, atol=1e-6))
       True
     """
-    objective, optimizer = as_objective(objective), folded(optimizer)
+    alone, optimizer = objective is None, folded(optimizer)
+    objective = _missing(optimizer.name) if objective is None else as_objective(objective)
     key = jax.random.key(0) if key is None else key
 
     def init(params: Params) -> AsOptaxState:
@@ -164,6 +170,8 @@ def as_optax(
             )
             raise ValueError(msg)
         oracle = bind(objective, args, fixed=False)
+        if alone and value is None:
+            value = jnp.zeros((), tree.inner_dtype(params))  # which no method looks at
         if value is None or optimizer.evaluate is not value_and_grad:
             at, _ = optimizer.evaluate(oracle, params)
             if value is not None:  # then nothing uses the gradient above: it is not computed again
@@ -177,3 +185,14 @@ def as_optax(
         return change, AsOptaxState(inner, next_key, jnp.asarray(True))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _missing(name: str) -> Objective:
+    """The objective of a method that was exported without one."""
+
+    def fun(*arguments: Any) -> Scalar:
+        del arguments
+        msg = f"{name} needs its objective for more than gradients: as_optax(method, objective)."
+        raise TypeError(msg)
+
+    return as_objective(fun)

@@ -123,6 +123,8 @@ def one_step(
         trace = recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
     best = None
     if p.best is not None:
+        # computed once: fused into two kernels it may round apart, and the best look left again
+        at = at._replace(value=lax.optimization_barrier(at.value))
         better = usable & (at.value < p.best.value)
         best = tree.where(better, Best(at.params, at.value), p.best)
     elif kept is None:  # a monotone method's own search never ends on a point that is not finite
