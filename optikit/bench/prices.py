@@ -77,13 +77,24 @@ def _products(problem: Problem) -> dict[str, Callable]:
     return {kind: chain(curvature) for kind, curvature in kinds.items()}
 
 
+LONG_SECONDS = 2.0
+"""Timing one kind of call goes on for no longer, however few the calls were."""
+
+
 def time_call(function: Callable[[], Any], *, seconds: float = 0.1, least: int = 5) -> float:
-    """Median seconds of a synchronised call, over at least `least` calls and about `seconds`."""
+    """Median seconds of a synchronised call, over at least `least` calls and about `seconds`.
+
+    Calls that take long are fewer, one at least.
+    """
     jax.block_until_ready(function())
     stamps: list[float] = []
     begun = time.perf_counter()
-    while len(stamps) < least or (time.perf_counter() - begun < seconds and len(stamps) < 1000):
+    spent = 0.0
+    while not stamps or (
+        (spent < seconds and len(stamps) < 1000) or (len(stamps) < least and spent < LONG_SECONDS)
+    ):
         before = time.perf_counter()
         jax.block_until_ready(function())
         stamps.append(time.perf_counter() - before)
+        spent = time.perf_counter() - begun
     return float(np.median(stamps))
