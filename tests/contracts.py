@@ -48,6 +48,11 @@ NEEDS_RESIDUALS = {"gauss-newton", "levenberg-marquardt"}
 NEEDS_STRUCTURE = {"fisher-scoring", "ggn-cg", "hessian-free", "natural-gradient"}
 
 
+# a step size from the curvature of up to 50 steps ago: nothing that bends much from step to step
+NEEDS_CONVEXITY = {"sketchy-sgd"}
+CONVEX = {"quadratic", "diabetes", "breast-cancer"}
+
+
 def optimizer(name):
     return named(name, **ARGUMENTS.get(name, {}))
 
@@ -57,6 +62,8 @@ def suits(method, problem):
     objective = PROBLEMS[problem].objective
     if problem == "iris" or method in MATRICES:
         return problem == "iris" and method in MATRICES
+    if method in NEEDS_CONVEXITY:
+        return problem in CONVEX
     if method in NEEDS_STRUCTURE:
         return objective.kind != "black_box"
     return method not in NEEDS_RESIDUALS or residual_vector(objective) is not None

@@ -127,10 +127,12 @@ def test_the_energy_is_the_rayleigh_quotient_of_the_dense_hamiltonian(sites, fie
     assert ground_energy(sites, field) == pytest.approx(np.linalg.eigvalsh(hamiltonian)[0])
     problem = PROBLEMS["neural-quantum-state"](sites=sites, field=field, deviation=0.5)
     params = problem.start(key)
-    psi = np.exp(log_amplitude(params, problem.args[0]))
+    spins, flipped = map(jnp.asarray, problem.args[0])
+    psi = np.exp(log_amplitude(params, spins))
     expected = psi @ hamiltonian @ psi / (psi @ psi)
-    assert energy(params, *problem.args) == pytest.approx(expected, rel=1e-12)
-    local = local_energies(jnp.log(psi), *map(jnp.asarray, problem.args))
+    assert energy(params, spins, flipped, field) == pytest.approx(expected, rel=1e-12)
+    assert problem.objective(params, (spins, flipped)) == pytest.approx(expected, rel=1e-12)
+    local = local_energies(jnp.log(psi), spins, flipped, field)
     np.testing.assert_allclose(local, hamiltonian @ psi / psi, rtol=1e-11)
 
 
@@ -150,7 +152,7 @@ def test_the_critical_energy_is_the_closed_form_and_the_least_eigenvalue():
 def test_the_energys_gradient_is_that_of_variational_monte_carlo(key):
     """2 sum_s p(s) (E_loc(s) - E) d log psi(s), which samplers estimate."""
     problem = PROBLEMS["neural-quantum-state"](sites=4, deviation=0.3)
-    params, args = problem.start(key), tuple(map(jnp.asarray, problem.args))
+    params, args = problem.start(key), (*map(jnp.asarray, problem.args[0]), 1.0)
     log_psi = log_amplitude(params, args[0])
     share = jax.nn.softmax(2 * log_psi)
     local = local_energies(log_psi, *args)

@@ -30,7 +30,7 @@ from optikit.calculus.objective import (
     split_data,
 )
 from optikit.calculus.oracle import COLUMNS_AT_ONCE, Oracle
-from optikit.calculus.variational import estimate
+from optikit.calculus.variational import deviations, estimate, parts
 from optikit.core import Params, tree
 from optikit.core.tree import HIGHEST
 
@@ -122,7 +122,7 @@ def count_rows(objective: Objective, params: Params, args: tuple) -> int:
             return outputs_of(objective, p, split_data(objective, args)[0])
         if objective.kind == "variational":
             log_psi = objective.fun(p, args[0])
-            return jnp.repeat(log_psi, 2) if _complex(log_psi) else log_psi
+            return jnp.repeat(log_psi, 2) if jnp.iscomplexobj(log_psi) else log_psi
         return _residuals(objective)(p, *args)
 
     if objective.kind == "black_box":
@@ -165,10 +165,6 @@ def _residuals(objective: Objective) -> Callable[..., Float[Array, " m"]]:
     function = residual_vector(objective._replace(penalty=None))
     assert function is not None
     return function
-
-
-def _complex(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.complexfloating)
 
 
 def _penalty(objective: Objective, params: Params, dtype: Any) -> tuple[Array, Array]:
@@ -226,20 +222,17 @@ def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
 def _variational(objective: Objective, params: Params, args: tuple) -> RowSource:
     flat, unravel = ravel_pytree(params)
     found = estimate(objective.fun, local_energy_of(objective), params, args)
-    width = 2 if _complex(found.log_psi) else 1
-
-    def parts(x: Array) -> Array:
-        return jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1) if width == 2 else x[..., None]
+    off = deviations(found)
+    width = off.shape[1]
 
     def log_psi(v: Array, configuration: Any) -> Array:
         alone = jax.tree.map(lambda x: x[None], configuration)
-        return parts(objective.fun(unravel(v), alone)[0])
+        return parts(objective.fun(unravel(v), alone)[0], width)
 
-    pull = jax.vjp(lambda v: parts(objective.fun(unravel(v), args[0])), flat)[1]
+    pull = jax.vjp(lambda v: parts(objective.fun(unravel(v), args[0]), width), flat)[1]
     units = jnp.eye(width, dtype=found.weights.dtype)
     centre = jnp.stack([pull(found.weights[:, None] * unit[None])[0] for unit in units])
     root = jnp.sqrt(2 * found.weights)
-    off = parts(found.energies - found.mean).astype(root.dtype)
 
     def take(index: Array) -> Array:
         centred = _jacobians(log_psi, flat, args[0], index) - centre[None]

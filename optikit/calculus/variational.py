@@ -77,7 +77,20 @@ def energy(
     found = estimate(log_amplitude, local_energy, params, args)
     if len(args) == 1:
         return found.mean
-    fixed = lax.stop_gradient(found)
-    slopes = 2 * fixed.weights * (fixed.energies - fixed.mean)
-    moved = jnp.where(fixed.weights > 0, found.log_psi - fixed.log_psi, 0)  # 0, with a derivative
-    return fixed.mean + jnp.sum(jnp.real(jnp.conj(slopes) * moved))
+    slopes = lax.stop_gradient(2 * found.weights[:, None] * deviations(found))
+    log_psi = parts(found.log_psi, slopes.shape[1])
+    moved = jnp.where(slopes != 0, log_psi - lax.stop_gradient(log_psi), 0)  # 0, to be derived
+    return lax.stop_gradient(found.mean) + jnp.sum(slopes * moved)
+
+
+def deviations(found: Estimate) -> Float[Array, "m width"]:
+    """E - E, in the parts that log psi has."""
+    off = parts(found.energies, 2 if jnp.iscomplexobj(found.log_psi) else 1)
+    return off.at[:, 0].add(-found.mean)
+
+
+def parts(x: Array, width: int) -> Float[Array, "... width"]:
+    """The real part, and for a width of 2 the imaginary one, along a last axis."""
+    if width == 1:
+        return jnp.real(x)[..., None]
+    return jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)

@@ -29,10 +29,10 @@ from optikit.core.tree import HIGHEST
 
 
 class Blocks(NamedTuple):
-    """Rows R in `count` blocks of `size`; the last is filled up with zeros."""
+    """Rows R in `number` blocks of `size`; the last is filled up with zeros."""
 
     block: Callable[[Int[Array, ""]], Float[Array, "size n"]]
-    count: int
+    number: int
     size: int
 
 
@@ -113,7 +113,7 @@ def blocked_solve(
     Args:
       q: None for zero, which saves a pass.
     """
-    n, m, dtype = diagonal.size, rows.count * rows.size, diagonal.dtype
+    n, m, dtype = diagonal.size, rows.number * rows.size, diagonal.dtype
     wide = gram_dtype(dtype)
     diagonal, w = diagonal.astype(wide), w.astype(wide)
     free = None if q is None else q.astype(wide) / diagonal
@@ -137,7 +137,7 @@ def blocked_solve(
         return sums[0] + gram, sums[1] + jnp.matmul(mine, part, precision=HIGHEST)
 
     start = (jnp.diag(diagonal), jnp.zeros(n, wide) if q is None else q.astype(wide))
-    matrix, right = lax.fori_loop(0, rows.count, add, start)
+    matrix, right = lax.fori_loop(0, rows.number, add, start)
     y = _solve(matrix, right)
     return y.astype(dtype), _forward(block, rows, y).astype(dtype)
 
@@ -151,7 +151,7 @@ def passes(count: int, m: int, n: int, *, with_q: bool) -> int:
 
 def _kernel(block: Callable, rows: Blocks, diagonal: Array) -> Float[Array, "m m"]:
     """R M^-1 R^T: block (i, j) for j <= i, and its transpose."""
-    m, size = rows.count * rows.size, rows.size
+    m, size = rows.number * rows.size, rows.size
 
     def fill(i: Array, kernel: Array) -> Array:
         scaled = block(i) / diagonal[None]
@@ -163,11 +163,11 @@ def _kernel(block: Callable, rows: Blocks, diagonal: Array) -> Float[Array, "m m
 
         return lax.fori_loop(0, i + 1, beside, kernel)
 
-    return lax.fori_loop(0, rows.count, fill, jnp.zeros((m, m), diagonal.dtype))
+    return lax.fori_loop(0, rows.number, fill, jnp.zeros((m, m), diagonal.dtype))
 
 
 def _forward(block: Callable, rows: Blocks, v: Array) -> Float[Array, " m"]:
-    index = jnp.arange(rows.count, dtype=jnp.int32)
+    index = jnp.arange(rows.number, dtype=jnp.int32)
     return lax.map(lambda i: jnp.matmul(block(i), v, precision=HIGHEST), index).ravel()
 
 
@@ -176,7 +176,7 @@ def _backward(block: Callable, rows: Blocks, u: Array, n: int) -> Float[Array, "
         mine = lax.dynamic_slice_in_dim(u, i * rows.size, rows.size)
         return total + jnp.matmul(mine, block(i), precision=HIGHEST)
 
-    return lax.fori_loop(0, rows.count, add, jnp.zeros(n, u.dtype))
+    return lax.fori_loop(0, rows.number, add, jnp.zeros(n, u.dtype))
 
 
 def _solve(matrix: Float[Array, "k k"], right: Float[Array, " k"]) -> Float[Array, " k"]:

@@ -54,7 +54,7 @@ class HessianFreeState(NamedTuple):
     damping: Scalar  # relative to `unit`
     unit: Scalar  # the curvature along the first gradient; 0 before it is known
     direction: Float[Array, " n"]  # the last one, where the next iterations begin
-    memory: Nystrom | Array | tuple[()]  # what the preconditioner is made of
+    memory: Any  # a Nystrom sketch, a diagonal, or (): what the preconditioner is made of
     steps: Int[Array, ""]
 
 

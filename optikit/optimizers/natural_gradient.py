@@ -167,7 +167,7 @@ def natural_gradient(
         extra = source.extra.astype(pull.dtype)
         q = source.q.astype(pull.dtype) - level * pull if with_q else None
         y, moved = blocked_solve(blocks, extra + level, w, q)
-        number = 1 + passes(blocks.count, source.w.size, pull.size, with_q=with_q)
+        number = 1 + passes(blocks.number, source.w.size, pull.size, with_q=with_q)
         for _ in range(number):
             oracle.tap("jacobian")
         bend = tree.vdot(moved, moved) + jnp.sum(extra * y**2)
@@ -275,7 +275,7 @@ def _blocks(source: RowSource, memory: int, dtype: jnp.dtype) -> tuple[Blocks, A
 
 
 def _sum_of_squares(blocks: Blocks) -> Scalar:
-    index = jnp.arange(blocks.count, dtype=jnp.int32)
+    index = jnp.arange(blocks.number, dtype=jnp.int32)
     return jnp.sum(lax.map(lambda i: jnp.sum(blocks.block(i) ** 2), index))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -14,4 +15,5 @@ LearningRate = float | Callable[[Any], Any]
 
 def rate_at(rate: LearningRate, steps: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
     """The rate of the step after so many, as a scalar of this dtype."""
-    return jnp.asarray(rate(steps) if callable(rate) else rate).astype(dtype)
+    with jax.numpy_dtype_promotion("standard"):  # schedules divide int32 by Python numbers
+        return jnp.asarray(rate(steps) if callable(rate) else rate).astype(dtype)

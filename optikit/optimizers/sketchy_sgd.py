@@ -3,7 +3,8 @@
 Now and then a randomized Nystrom approximation V Lambda V^T of the batch's Hessian is taken from a
 few products; gradients in between are multiplied by (V Lambda V^T + rho I)^-1. That flattens the
 leading eigenvalues, and half the inverse of the largest eigenvalue that is left, found by a power
-iteration, is a step size that needs no tuning. It was made for generalised linear models.
+iteration, is a step size that needs no tuning. It was made for generalised linear models; where
+the curvature changes much between two sketches, nothing keeps its steps from being too long.
 
 Reference: Frangella, Rathore, Zhao & Udell (2024), "SketchySGD: reliable stochastic optimization
 via randomized curvature estimates", Algorithms 3.1 and 4.1.
