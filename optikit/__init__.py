@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optikit.analyze import parameter_covariance as parameter_covariance
     from optikit.bench import Experiment as Experiment
     from optikit.calculus import Objective as Objective
+    from optikit.calculus import accumulate as accumulate
     from optikit.calculus import black_box as black_box
     from optikit.calculus import check_derivatives as check_derivatives
     from optikit.calculus import composite as composite
@@ -66,6 +67,7 @@ _HOME = {
     "Problem": "optikit.problems",
     "Solution": "optikit.solve",
     "Status": "optikit.core",
+    "accumulate": "optikit.calculus",
     "as_optax": "optikit.optimizers",
     "black_box": "optikit.calculus",
     "certify": "optikit.analyze",
@@ -109,6 +111,7 @@ __all__ = [
     "Problem",
     "Solution",
     "Status",
+    "accumulate",
     "as_optax",
     "black_box",
     "certify",

@@ -44,10 +44,11 @@ def adahessian(
     every: int = 1,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """M / sqrt(v)^hessian_power with v the average of D^2, D = |z H z| entry by entry, z of signs.
+    """Adam with the Hessian's diagonal D, estimated as z * (H z) with z of random signs.
 
-    D is exact where the Hessian is diagonal; elsewhere its mean is the diagonal. Per estimate one
-    grad and one hvp beside the step's own grad.
+    The direction is m / (sqrt(v)^hessian_power + eps), v the average of D^2. D is exact where the
+    Hessian is diagonal; elsewhere its mean is the diagonal. Per estimate one grad and one hvp
+    beside the step's own grad.
 
     Args:
       learning_rate: a number or a schedule (step -> number).
@@ -102,7 +103,7 @@ def adahessian(
 
 
 def hutchinson(oracle: Oracle, params: Params, key: Key) -> Params:
-    """Z * (H z) with z of random signs: in the mean the Hessian's diagonal.
+    """One Hutchinson estimate z * (H z), z of random signs: in the mean the Hessian's diagonal.
 
     Price: Counts(grad=1, hvp=1). Reference: Bekas, Kokiopoulou & Saad (2007), section 2.
     """

@@ -5,12 +5,12 @@ one shape are stacked, so that each operation is one batched call for all of the
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from optikit.core import Params, tree
@@ -102,9 +102,9 @@ def layout(
 ) -> Layout:
     """How the leaves of params become matrices.
 
-    Axes of length 1 are dropped. Of a leaf with more than two axes neighbours are merged, those of
-    the smallest product first: a convolution's (3, 3, in, out) becomes (9 in, out), an attention's
-    (d, heads, d / heads) becomes (d, d).
+    Axes of length 1 are dropped. Of a leaf with more than three axes all but the last are merged: a
+    convolution's (3, 3, in, out) becomes (9 in, out). Of one with three, those neighbours that have
+    the smaller product: an attention's (d, heads, d / heads) becomes (d, d).
 
     Args:
       block: larger dimensions are cut into equal parts (to within one row) of at most this.
@@ -136,11 +136,12 @@ def layout(
 def _view(shape: tuple[int, ...], stacked: bool) -> tuple[int, int, int] | None:
     """(stack, rows, columns) of a leaf, or None if it is not a stack of matrices."""
     stack, inner = (shape[0], shape[1:]) if stacked and shape else (1, shape)
+    if len(inner) > 3:
+        inner = (math.prod(inner[:-1]), inner[-1])
     sizes = [n for n in inner if n != 1]
-    while len(sizes) > 2:
-        products = [a * b for a, b in itertools.pairwise(sizes)]
-        i = int(np.argmin(products))
-        sizes[i : i + 2] = [products[i]]
+    if len(sizes) == 3:
+        a, b, c = sizes
+        sizes = [a * b, c] if a * b < b * c else [a, b * c]
     if len(sizes) < 2 or 0 in shape:
         return None
     return stack, sizes[0], sizes[1]

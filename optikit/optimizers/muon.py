@@ -75,8 +75,8 @@ def muon(
 
     Example:
       >>> import optikit as ok
-      >>> sol = ok.minimize(lambda w: jnp.sum((w - 1) ** 2), jnp.zeros((2, 2)), max_steps=80,
-      ...                   method=ok.optimizers.muon(0.02))
+      >>> sol = ok.minimize(lambda w: jnp.sum((w - 1) ** 2), jnp.zeros((2, 2)), max_steps=40,
+      ...                   method=ok.optimizers.muon(0.1))
       >>> bool(sol.value < 0.5)
       True
     """

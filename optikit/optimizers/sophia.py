@@ -33,7 +33,7 @@ def sophia(
     every: int = 10,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """M / max(gamma h, eps), entry by entry, clipped to [-1, 1]; h from a random estimate.
+    """Steps along m / max(gamma h, eps), each entry clipped to [-1, 1]; h from a random estimate.
 
     "gauss-newton" (Sophia-G): h averages squares of a gradient at labels sampled from the model,
     scaled so that its mean is the diagonal of the Gauss-Newton matrix of a loss that is a negative

@@ -123,8 +123,6 @@ def one_step(
         trace = recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
     best = None
     if p.best is not None:
-        # computed once: fused into two kernels it may round apart, and the best look left again
-        at = at._replace(value=lax.optimization_barrier(at.value))
         better = usable & (at.value < p.best.value)
         best = tree.where(better, Best(at.params, at.value), p.best)
     elif kept is None:  # a monotone method's own search never ends on a point that is not finite
@@ -149,7 +147,12 @@ def finished(p: Progress, optimizer: Optimizer, oracle: Oracle) -> tuple[Eval, P
     at, spent = p.at, tally(Counts())
     if p.best is not None:
         best = p.best
-        left = ~(p.at.value <= best.value) & (p.status != Status.CONVERGED.value)
+        # fused into two kernels, one value may round in two ways: a point is left if it is another
+        same = jax.tree.map(lambda x, y: jnp.all(x == y), p.at.params, best.params)
+        worse = ~(p.at.value <= best.value) & ~functools.reduce(
+            jnp.logical_and, jax.tree.leaves(same)
+        )
+        left = worse & (p.status != Status.CONVERGED.value)
         at, spent = lax.cond(left, lambda: again(best.params), lambda: (at, spent))
     if optimizer.readout is not keep:
         averaged, price = again(optimizer.readout(p.at.params, p.state))
