@@ -24,6 +24,10 @@ def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]
     import overhead
     from newton_kernels import newton_over_kernels
     from quickstart import quickstart
+    from studies import study
+
+    # a reading, not the protocol
+    few = ["tuning.trials=1", "seeds=[0]", "budget.seconds=3.0", "measure.energy=false"]
 
     return [
         ("step overhead", overhead.step_overhead),
@@ -45,6 +49,14 @@ def parts(deadline: float) -> list[tuple[str, Callable[[], list[dict[str, Any]]]
         ("1e5 fits, float32", functools.partial(batch.device_part, jnp.float32, 10**5)),
         ("1e6 fits, float64", functools.partial(batch.device_part, jnp.float64, 10**6)),
         ("1e6 fits, float32", functools.partial(batch.device_part, jnp.float32, 10**6)),
+        (
+            "physics, full size",
+            functools.partial(study, "physics-gpu", "physics, full size", deadline, *few),
+        ),
+        (
+            "networks, full size",
+            functools.partial(study, "deep-gpu", "networks, full size", deadline, *few),
+        ),
     ]
 
 

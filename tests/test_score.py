@@ -69,7 +69,7 @@ def curve(
     if met:
         costs["steps"] = [0, int(at) - 1, int(at)] if at >= 2 else [0, 0, 1]
     bars = [(c * (1 - spread), c * (1 + spread)) for c in costs["warm"]]
-    return Curve(problem, variant, seed, gaps, [1.0] * 3, costs, bars, second, {}, {}, variant, {}, machine)  # fmt: skip
+    return Curve(problem, variant, seed, gaps, [1.0] * 3, costs, bars, second, {}, {}, variant, {}, machine, {})  # fmt: skip
 
 
 def problem(label, curves, *, n=4, group="", swept=None):

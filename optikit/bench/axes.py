@@ -63,6 +63,12 @@ AXES: dict[str, Axis] = {
     axis.key: axis
     for axis in (
         Axis("steps", "steps", "Optimizer steps, accepted or not.", _of("step")),
+        Axis(
+            "epochs",
+            "epochs",
+            "Steps times the share of the data in a batch; of problems that come in batches.",
+            _of("epochs"),
+        ),
         Axis("accepted", "accepted steps", "Steps that moved the parameters.", _accepted),
         Axis(
             "calls",

@@ -8,8 +8,11 @@ from optikit.problems import Problem
 
 
 def prices(problem: Problem, key: jax.Array) -> dict[str, float]:
-    """Seconds (median, warm) of one call, by kind of oracle; see `optikit.analyze.prices`."""
-    params, args = problem.start(key), problem.args
+    """Seconds (median, warm) of one call, by kind of oracle; see `optikit.analyze.prices`.
+
+    Where steps see batches, the calls do.
+    """
+    params, args = problem.start(key), problem.step_args(key)
     objective = as_objective(problem.objective)
     found = {}
     for kind, function in calls(objective, params).items():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
+from optikit.bench import batched
 from optikit.calculus import bind
 from optikit.core.compiled import compiler_options
 from optikit.optimizers import Optimizer
@@ -98,6 +99,8 @@ def functions(
       trace_rows: steps of which the value, the gradient and the ledger are kept on the device.
       tap: called by name at every use of the oracle, while tracing.
     """
+    if problem.batches is not None:
+        return batched.functions(problem, optimizer, trace_rows=trace_rows, tap=tap)
     objective: Any = problem.objective
     watched = _watched(optimizer)
 

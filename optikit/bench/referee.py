@@ -25,7 +25,8 @@ REFERENCE_STEPS = 2000
 def referee(problem: Problem) -> Callable[[Any], tuple[float, float]]:
     """Judge of points, whatever their dtype: (objective, largest gradient entry) in float64.
 
-    It is compiled once, apart from every solver's programs.
+    On the whole data, or on what was held out. It is compiled once, apart from every solver's
+    programs.
     """
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = problem.cast(jnp.float64)
@@ -37,10 +38,26 @@ def referee(problem: Problem) -> Callable[[Any], tuple[float, float]]:
 
     def judge(point: Any) -> tuple[float, float]:
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            value, largest = evaluate(cast_floats(point, jnp.float64), exact.args)
+            value, largest = evaluate(cast_floats(point, jnp.float64), exact.judged)
             return float(value), float(largest)
 
     return judge
+
+
+def appraiser(problem: Problem) -> Callable[[Any], dict[str, float]]:
+    """The problem's metrics of a point in float64, by name; compiled once."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        exact = problem.cast(jnp.float64).metrics
+    compiled = {name: jax.jit(metric.fun) for name, metric in exact.items()}
+
+    def appraise(point: Any) -> dict[str, float]:
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            params = cast_floats(point, jnp.float64)
+            return {
+                name: float(compiled[name](params, *metric.args)) for name, metric in exact.items()
+            }
+
+    return appraise
 
 
 class Reference(NamedTuple):
@@ -53,15 +70,24 @@ class Reference(NamedTuple):
     kind: str
 
 
-def reference(problem: Problem, key: jax.Array, *, seconds: float) -> Reference:
+def reference(problem: Problem, key: jax.Array, *, seconds: float, solve: bool = True) -> Reference:
     """The optimum where it is known, else a float64 solve to the limit of precision or of time.
 
     Dense Newton where a Hessian is cheap (few parameters, or a linear model), else the matrix-free
-    trust region. The certificate is of the point that solve found.
+    trust region. The certificate is of the point that solve found. Where steps see batches, or
+    points are judged on held-out data, there is nothing to solve: the best value known is that of
+    the start, until trials find better.
 
     Args:
       seconds: running time after which the solve is left as it is.
+      solve: whether to solve at all.
     """
+    if not solve or problem.batches is not None or problem.held_out is not None:
+        value, gradient = referee(problem)(problem.start(key))
+        source = "the start, without a solve"
+        if problem.optimum is not None:
+            value, source = float(problem.optimum), "known in closed form"
+        return Reference(value, source, gradient, "", "not examined")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = problem.cast(jnp.float64)
         start = exact.start(key)

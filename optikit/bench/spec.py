@@ -59,6 +59,10 @@ class Measure(_Strict):
         default=True, description="count model FLOPs and bytes in a replay off the clock"
     )
     prices: bool = Field(default=True, description="time each oracle, for gradient equivalents")
+    reference: bool = Field(
+        default=True,
+        description="solve each problem beforehand for its best value; else that of all trials is",
+    )
     certificates: bool = Field(default=True, description="say what kind of point was reached")
     lanes: bool = Field(
         default=False,

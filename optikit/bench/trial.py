@@ -92,10 +92,12 @@ def _problem_job(job: Job) -> dict[str, Any]:
     problem = problem_of(job)
     cast = problem.cast(job.dtype)
     key = jax.random.key(0)
-    known = reference(problem, key, seconds=5 * job.budget.seconds + 10)
+    known = reference(
+        problem, key, seconds=5 * job.budget.seconds + 10, solve=job.measure.reference
+    )
     return {
         "reference": known._asdict(),
-        "checksum": fingerprint(jax.device_get(problem.args)),
+        "checksum": fingerprint(jax.device_get(_data(problem))),
         "start_value": referee(problem)(problem.start(key))[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
@@ -103,15 +105,23 @@ def _problem_job(job: Job) -> dict[str, Any]:
     }
 
 
+def _data(problem: Any) -> Any:
+    """All that a problem's numbers depend on besides its code."""
+    return problem.args if problem.held_out is None else (problem.args, problem.held_out)
+
+
 def _trial_job(job: Job) -> Found:
     from optikit.bench.execute import measure
-    from optikit.bench.referee import referee
+    from optikit.bench.referee import appraiser, referee
     from optikit.bench.replay import costs_along
     from optikit.bench.resolve import optimizer_of, problem_of
 
     problem = problem_of(job)
     cast, key = problem.cast(job.dtype), _key(job)
     if peers.is_peer(job.optimizer_use):
+        if problem.batches is not None:
+            msg = f"{job.optimizer_use} wants the whole data, and {job.problem} comes in batches."
+            raise TypeError(msg)
         optimizer = peers.peer_of(job.optimizer_use, job.optimizer_arguments)
         measured, followed, more = optimizer.measure, optimizer.costs, optimizer.facts
     else:
@@ -128,7 +138,8 @@ def _trial_job(job: Job) -> Found:
     )
     steps = [snapshot.step for snapshot in run.snapshots]
     along = followed(problem=cast, key=key, steps=steps) if job.measure.flops else None
-    return _facts(job, problem, run, along, optimizer.name) | more(), _rows(run, along)
+    facts = _facts(job, problem, run, along, optimizer.name) | more()
+    return facts, _rows(run, along, _share(problem), appraiser(problem))
 
 
 def _key(job: Job) -> Any:
@@ -153,6 +164,8 @@ def _programs(job: Job) -> list[list[Job]]:
     try:
         problem = problem_of(job).cast(job.dtype)
     except Exception:  # each of them will say so
+        return [[member] for member in job.members]
+    if problem.batches is not None:  # a lane's steps see the whole data
         return [[member] for member in job.members]
     sound, alone = [], []
     for member in job.members:
@@ -193,7 +206,7 @@ def _lanes_job(members: list[Job]) -> list[Found]:
     import jax
 
     from optikit.bench.lanes import costs_of_lanes, executed, measure_lanes
-    from optikit.bench.referee import referee
+    from optikit.bench.referee import appraiser, referee
     from optikit.bench.resolve import optimizer_of, problem_of
 
     job = members[0]
@@ -218,7 +231,7 @@ def _lanes_job(members: list[Job]) -> list[Found]:
     return [
         (
             _facts(member, problem, run, along, name) | {"lanes": shared | {"lane": i}},
-            _rows(run, along),
+            _rows(run, along, None, appraiser(problem)),
         )
         for i, (member, run, along) in enumerate(zip(members, runs, alongs, strict=True))
     ]
@@ -246,7 +259,7 @@ def _facts(job: Job, problem: Any, run: Any, along: Any, method: str) -> dict[st
         "unpriced": None if along is None else along.unknown,
         "trace": run.trace,
         "certificate": final_certificate(problem, run.snapshots[-1].params)
-        if job.measure.certificates and job.role == "report"
+        if job.measure.certificates and job.role == "report" and _certifiable(problem)
         else None,
     }
 
@@ -261,13 +274,29 @@ def _mismatched(params: Any, dtype: str) -> list[str]:
     return ["mismatched"] if strays else []
 
 
-def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
+def _certifiable(problem: Any) -> bool:
+    """Whether a certificate would be of what was minimised, on data that a step can see."""
+    return problem.batches is None and problem.held_out is None
+
+
+def _share(problem: Any) -> float | None:
+    """The part of the data that a step sees; None where that is all."""
+    import jax
+
+    if problem.batches is None:
+        return None
+    batch = jax.eval_shape(problem.step_args, jax.random.key(0))
+    seen, there = (jax.tree.leaves(args)[0].shape[0] for args in (batch, problem.args))
+    return seen / there
+
+
+def _rows(run: Any, along: Any, share: float | None, appraise: Any) -> list[dict[str, Any]]:
     """One row per snapshot: what the referee saw, and what it had cost."""
     whole = run.warm.median[-1]
     rows = []
     for i, snapshot in enumerate(run.snapshots):
         value, grad_norm = snapshot.judged
-        share = run.warm.median[i] / whole if whole > 0 else 0.0
+        ran = run.warm.median[i] / whole if whole > 0 else 0.0
         rows.append(
             {
                 "step": snapshot.step,
@@ -282,8 +311,10 @@ def _rows(run: Any, along: Any) -> list[dict[str, Any]]:
                 "warm_high": run.warm.high[i],
                 "flops": None if along is None else along.costs[i].flops,
                 "bytes": None if along is None else along.costs[i].bytes,
-                "joules": None if run.joules is None else run.joules * share,
+                "joules": None if run.joules is None else run.joules * ran,
+                "epochs": None if share is None else snapshot.step * share,
                 **{f"count_{kind}": n for kind, n in snapshot.counts._asdict().items()},
+                **{f"metric_{name}": x for name, x in appraise(snapshot.params).items()},
             }
         )
     return rows

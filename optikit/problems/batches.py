@@ -42,8 +42,9 @@ def epochs(size: int) -> Batches:
             msg = f"a batch of {size} cannot be drawn from {examples} examples."
             raise ValueError(msg)
         each = examples // size
+        step = jnp.asarray(step, jnp.int32)
         epoch, within = step // each, step % each
-        places = (within * size + jnp.arange(size)).astype(jnp.uint32)
+        places = (within * size + jnp.arange(size, dtype=jnp.int32)).astype(jnp.uint32)
         rows = shuffled(jax.random.fold_in(key, epoch), places, examples)
         return jax.tree.map(lambda x: x[rows], args)
 
@@ -70,8 +71,9 @@ def windows(size: int) -> Batches:
         inputs, targets = args
         length = inputs.shape[1]
         last = inputs.size - length
-        begin = jax.random.randint(jax.random.fold_in(key, step), (size, 1), 0, last + 1)
-        places = begin + jnp.arange(length)[None, :]
+        own = jax.random.fold_in(key, step)
+        begin = jax.random.randint(own, (size, 1), 0, last + 1, jnp.int32)
+        places = begin + jnp.arange(length, dtype=jnp.int32)[None, :]
         return inputs.ravel()[places], targets.ravel()[places]
 
     return batch

@@ -58,6 +58,13 @@ class Problem:
         drawn = self.params(key) if callable(self.params) else self.params
         return as_params(drawn)
 
+    def step_args(self, key: Key) -> tuple:
+        """The args of a step's calls: the data, or a batch of it."""
+        if self.batches is None:
+            return self.args
+        args = jax.tree.map(jnp.asarray, self.args)
+        return self.batches(key, jnp.asarray(0, jnp.int32), args)
+
     @property
     def judged(self) -> tuple:
         """The args on which points are judged: those held out, else the data."""

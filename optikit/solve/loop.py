@@ -120,7 +120,7 @@ def one_step(
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
-        trace = _recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
+        trace = recorded(p.trace, steps, at.value, largest, info.step_norm, counts)
     best = None
     if p.best is not None:
         better = usable & (at.value < p.best.value)
@@ -256,7 +256,7 @@ def blank_trace(
     )
 
 
-def _recorded(trace: Trace, row, value, largest, step_norm, counts: Counts) -> Trace:
+def recorded(trace: Trace, row, value, largest, step_norm, counts: Counts) -> Trace:
     """The trace with a row written; later rows take the ledger's new state."""
     later = jnp.arange(trace.value.size, dtype=jnp.int32) >= row
     return Trace(

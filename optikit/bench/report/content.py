@@ -168,6 +168,11 @@ def _tuning(tuned: Tuned) -> dict[str, Any]:
     }
 
 
+def told(curve: Curve, at: int) -> str:
+    """The problem's metrics at a snapshot, in words."""
+    return ", ".join(f"{name} {column[at]:.4g}" for name, column in curve.metrics.items())
+
+
 def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
     """The table of trials: columns and rows, numbers as numbers so that they sort."""
     columns = [
@@ -177,6 +182,7 @@ def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
         "role",
         "best gap",
         "max |g|",
+        "also",
         *(f"{AXES[c].label} to {target:g}" for c in COLUMNS),
         "compile s",
         "program MiB",
@@ -202,6 +208,7 @@ def _trial(curve: Curve, role: str, target: float) -> list[Any]:
         role,
         short(curve.gaps[best]),
         short(curve.grad_norms[best]),
+        told(curve, best),
         *(short(found.cost[c]) if found else None for c in COLUMNS),
         short(compile_seconds(curve.facts)),
         None if memory is None else short(memory / 2**20),

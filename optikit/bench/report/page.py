@@ -15,7 +15,11 @@ import optikit
 from optikit.bench import store
 from optikit.bench.job import Job
 from optikit.bench.report.content import all_fronts, content
-from optikit.bench.report.standings import ratings_table, standings_tables
+from optikit.bench.report.standings import (
+    matched_tables,
+    ratings_table,
+    standings_tables,
+)
 from optikit.bench.report.table import Summary
 from optikit.bench.score import Curve, ProblemScore
 from optikit.bench.spec import Study
@@ -46,6 +50,7 @@ def write_page(
         "VERDICTS": _verdicts(summary, sum(bool(p.curves) for p in problems)),
         "TARGET": f"{summary.target:g}",
         "RATINGS": ratings_table(problems, summary.target, study.reference),
+        "MATCHED": matched_tables(problems, study.reference),
         "STANDINGS": standings_tables(problems, summary.target, fronts),
         "TUNING": _tuning(tuned),
         "FAILURES": _failures(summary),
@@ -154,9 +159,14 @@ def _problem(problem: ProblemScore) -> str:
     return (
         f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
         f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
-        f"({html.escape(problem.optimum_source)}). At the reference solution: "
-        f"{html.escape(facts['reference']['certificate'])} {_prices(facts['prices'])}</li>"
+        f"({html.escape(problem.optimum_source)}). {_certified(facts['reference'])}"
+        f"{_prices(facts['prices'])}</li>"
     )
+
+
+def _certified(reference: dict[str, Any]) -> str:
+    said = reference["certificate"]
+    return f"At the reference solution: {html.escape(said)} " if said else ""
 
 
 def _prices(prices: dict[str, float]) -> str:

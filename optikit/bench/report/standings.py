@@ -8,9 +8,11 @@ from optikit.bench.axes import AXES
 from optikit.bench.report.content import Fronts
 from optikit.bench.report.table import COLUMNS
 from optikit.bench.score import (
+    Matched,
     ProblemScore,
     Rating,
     Standing,
+    matched,
     on_one_machine,
     rating_table,
     ratings,
@@ -108,3 +110,41 @@ def _rating(rating: Rating) -> str:
         f"<td class=n>{2**score.low:.3g} to {2**score.high:.3g}</td>"
         f"<td class=n>{rating.problems}</td><td class=n>{best}</td><td class=n>{places}</td></tr>"
     )
+
+
+def matched_tables(problems: Sequence[ProblemScore], reference: str | None) -> str:
+    """Per problem, what it cost each method to get where the study's reference ended."""
+    if reference is None:
+        return ""  # only a study that names one asks
+    chosen, _ = on_one_machine(problems)
+    try:
+        found = {axis: matched(chosen, axis, reference) for axis in ("warm", "steps")}
+    except ValueError:
+        return ""  # it was never run, or has several variants
+    by_problem: dict[str, list[tuple[Matched, Matched]]] = {}
+    for warm, steps in zip(*found.values(), strict=True):
+        by_problem.setdefault(warm.problem, []).append((warm, steps))
+    tables = "".join(
+        f"<h3>{html.escape(label)}</h3><div class=scroll><table><thead><tr><th>optimizer</th>"
+        "<th>seconds, warm</th><th>times the reference's</th><th>steps</th><th>reached</th>"
+        "<th>least gap</th></tr></thead><tbody>"
+        f"{''.join(_match(*row) for row in sorted(rows, key=lambda row: row[0].cost))}"
+        "</tbody></table></div>"
+        for label, rows in by_problem.items()
+    )
+    if not tables:
+        return ""
+    title = f"<summary>To where {html.escape(reference)} ended</summary>"
+    note = (
+        "<p class=note>The end is the median, over its seeds, of the least gap it came to within "
+        "the budget. Medians over seeds; -: missed by most.</p>"
+    )
+    return f"<details open>{title}{note}{tables}</details>"
+
+
+def _match(warm: Matched, steps: Matched) -> str:
+    shown = (warm.cost, warm.ratio, steps.cost)
+    numbers = [f"{x:.3g}" if math.isfinite(x) else "-" for x in shown]
+    cells = [*numbers, f"{warm.reached} of {warm.trials}", f"{warm.gap:.2g}"]
+    told = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+    return f"<tr><td>{html.escape(warm.variant)}</td>{told}</tr>"

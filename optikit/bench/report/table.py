@@ -14,8 +14,8 @@ class Summary(NamedTuple):
 
     Attributes:
       target: the relative suboptimality the table speaks of.
-      rows: one dict per trial: problem, optimizer, seed, status, gap, and the cost of reaching the
-        target on every axis (None if it was not reached).
+      rows: one dict per trial: problem, optimizer, seed, status, gap, the cost of reaching the
+        target on every axis (None if it was not reached); its problem's metrics at the best point.
       verdicts: per problem, sweep and study.
       failures: job title and reason.
     """
@@ -44,6 +44,9 @@ class Summary(NamedTuple):
         table.add_column("optimizer")
         for name in ("best gap", "steps", "calls", "grad equiv.", "FLOPs", "warm s", "cold s"):
             table.add_column(name, justify="right")
+        more = any(row["metrics"] for row in self.rows)
+        if more:
+            table.add_column("also")
         table.add_column("ended")
         shown = ""
         for row in self.rows:
@@ -55,6 +58,7 @@ class Summary(NamedTuple):
                 row["optimizer"] + seed,
                 f"{row['gap']:.0e}" if row["gap"] is not None else "-",
                 *(_short(row[column]) for column in COLUMNS),
+                *([_metrics(row["metrics"])] if more else []),
                 row["status"].lower().replace("_", " "),
             )
         console.print(table)
@@ -81,7 +85,8 @@ def summarise(
 
 def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
     found = hit(curve, target)
-    gap = min(curve.gaps)
+    best = min(range(len(curve.gaps)), key=lambda i: curve.gaps[i])
+    gap = curve.gaps[best]
     costs = {column: _plain(found.cost[column]) if found else None for column in COLUMNS}
     return {
         "problem": curve.problem,
@@ -90,8 +95,13 @@ def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
         "several_seeds": len({c.seed for c in problem.curves}) > 1,
         "status": curve.facts["status"],
         "gap": gap if math.isfinite(gap) else None,
+        "metrics": {name: _plain(x[best]) for name, x in curve.metrics.items()},
         **costs,
     }
+
+
+def _metrics(found: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {'-' if x is None else f'{x:.3g}'}" for name, x in found.items())
 
 
 def _plain(x: float) -> float | None:

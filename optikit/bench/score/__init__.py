@@ -15,6 +15,7 @@ from optikit.bench.score.fronts import (
 )
 from optikit.bench.score.intervals import Interval, bootstrap, wilson
 from optikit.bench.score.known import BestKnown, identity, merged, read_known, write_known
+from optikit.bench.score.matched import Matched, matched
 from optikit.bench.score.profiles import (
     CostTable,
     LeftOut,
@@ -63,6 +64,7 @@ __all__ = [
     "Hit",
     "Interval",
     "LeftOut",
+    "Matched",
     "Pair",
     "ProblemScore",
     "RankChange",
@@ -87,6 +89,7 @@ __all__ = [
     "identity",
     "leave_one_solver_out",
     "main_target",
+    "matched",
     "median_cost",
     "merged",
     "off_every_front",

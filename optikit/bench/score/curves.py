@@ -17,6 +17,9 @@ from optikit.bench.rounds import merged
 from optikit.bench.score.known import BestKnown, identity, improved
 from optikit.bench.store import Record
 
+_METRIC = "metric_"
+"""How the columns of a problem's metrics begin."""
+
 CURVATURE = ("hvp", "ggnvp", "hessian", "jacobian")
 
 
@@ -33,6 +36,7 @@ class Curve(NamedTuple):
       facts: the trial's facts.
       optimizer: the label in the study. arguments: all it was given, swept or tuned ones included.
       machine: id of what its times depend on.
+      metrics: by name, what else the problem reports of each snapshot.
     """
 
     problem: str
@@ -48,6 +52,7 @@ class Curve(NamedTuple):
     optimizer: str
     arguments: dict[str, Any]
     machine: str
+    metrics: dict[str, list[float]]
 
 
 class Hit(NamedTuple):
@@ -180,6 +185,11 @@ def _curve(job: Job, record: Record, optimum: float, prices: dict[str, float]) -
         optimizer=job.optimizer,
         arguments=job.optimizer_arguments,
         machine=facts.get("environment", {}).get("machine", ""),
+        metrics={
+            name.removeprefix(_METRIC): [r[name] for r in rows]
+            for name in rows[0]
+            if name.startswith(_METRIC)
+        },
     )
 
 
