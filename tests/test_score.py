@@ -518,6 +518,25 @@ def test_one_seed_is_a_measurement_and_no_claim():
     assert "pays" not in told
 
 
+def test_seeds_that_repeat_one_run_are_one_seed():
+    alike = rivals(2e4, 1e5)
+    same = [
+        c._replace(costs=next(o for o in alike.curves if o.variant == c.variant).costs)
+        for c in alike.curves
+    ]
+    clock = {s: 1 + 0.01 * s for s in range(5)}
+    timed = [
+        c._replace(costs=c.costs | {"warm": [x * clock[c.seed] for x in c.costs["warm"]]})
+        for c in same
+    ]
+    told = verdict(alike._replace(curves=timed), 1e-6)
+    assert "one seed, so a measurement and no claim" in told
+    assert "The 5 seeds repeat one run" in told
+    # a single method that the seed does change makes them seeds
+    moved = [c._replace(grad_norms=[c.seed + 1.0] * 3) if c.second_order else c for c in timed]
+    assert "second order pays" in verdict(alike._replace(curves=moved), 1e-6)
+
+
 def test_without_a_good_clock_verdicts_speak_of_counted_costs():
     p = rivals(2.0, 10.0)
     throttled = p._replace(curves=[c._replace(facts={"invalid": ["throttled"]}) for c in p.curves])

@@ -33,14 +33,23 @@ def in_turn(
     found: list[Array] = list(stacks)
     previous = None
     for members in sizes.values():
-        together = jnp.concatenate([stacks[i] for i in members])
-        if previous is not None:
-            # never so, which the compiler cannot know: a barrier would be removed on a CPU
-            never = previous[0, 0, 0] < -jnp.finfo(previous.dtype).max / 2
-            together = jnp.where(never, jnp.zeros_like(together), together)
-        previous = decompose(together)
+        previous = decompose(after(previous, jnp.concatenate([stacks[i] for i in members])))
         start = 0
         for i in members:
             found[i] = previous[start : start + stacks[i].shape[0]]
             start += stacks[i].shape[0]
     return found
+
+
+def after(previous: Float[Array, "..."] | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, which is not there before `previous` is; as it is where that is None.
+
+    Example:
+      >>> after(jnp.ones(2), jnp.arange(3.0)).tolist()
+      [0.0, 1.0, 2.0]
+    """
+    if previous is None:
+        return x
+    # never so, which the compiler cannot know: a barrier would be removed on a CPU
+    never = previous.ravel()[0] < -jnp.finfo(previous.dtype).max / 2
+    return jnp.where(never, jnp.zeros_like(x), x)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from optikit.core import Scalar, tree
 from optikit.core.tree import HIGHEST
+from optikit.linalg.in_turn import after
 
 Inversion = Literal["cholesky", "newton-schulz"]
 Factor = Float[Array, "k d d"]
@@ -67,8 +68,10 @@ def eigenbases(
     """(eigenvalues, eigenvectors in columns) of each matrix, ascending; about 9 d^3 flops each."""
     values: list = [None] * len(factors)
     vectors: list = [None] * len(factors)
+    found = (None, None)
     for places in buckets([a.shape[1] for a in factors]):
-        found = jnp.linalg.eigh(jnp.concatenate([factors[i] for i in places]))
+        stack = jnp.concatenate([factors[i] for i in places])
+        found = jnp.linalg.eigh(after(found[0], stack))
         sizes = [factors[i].shape[0] for i in places]
         for out, part in ((values, found[0]), (vectors, found[1])):
             for i, piece in zip(places, _split(part, sizes), strict=True):
@@ -112,10 +115,12 @@ def _in_batches(
 ) -> list[Factor]:
     """The function over stacks of nearly one size, and its results in the order of the operands."""
     results: list = [None] * len(operands[0])
+    found = None
     for places in buckets([a.shape[1] for a in operands[0]], slack):
         size = operands[0][places[0]].shape[1]
-        stacks = [jnp.concatenate([_padded(o[i], size) for i in places]) for o in operands]
-        pieces = _split(function(*stacks), [operands[0][i].shape[0] for i in places])
+        first, *rest = (jnp.concatenate([_padded(o[i], size) for i in places]) for o in operands)
+        found = function(after(found, first), *rest)
+        pieces = _split(found, [operands[0][i].shape[0] for i in places])
         for i, piece in zip(places, pieces, strict=True):
             d = operands[0][i].shape[1]
             results[i] = piece[:, :d, :d]

@@ -1,7 +1,7 @@
 """Verdicts in words: does second order pay here, in what, by how much, how sure, and up to where?
 
 A claim is made only where the interval of a paired ratio excludes equality, which takes more than
-one seed; otherwise the sentence says "not separable" or gives the measured numbers of the one seed.
+one seed, and seeds that change something; otherwise the sentence says "not separable" or gives the measured numbers of the one seed.
 """
 
 import math
@@ -21,6 +21,7 @@ from optikit.bench.score.reach import (
     reaches,
     typical,
 )
+from optikit.bench.score.repeats import merged_repeats
 from optikit.bench.score.scaling import Crossover, Sweep, crossover, exponents, sweeps
 
 SPOKEN = {
@@ -46,6 +47,7 @@ def verdicts(
     """What each problem says, each sweep, all problems together; and what was left out."""
     chosen, note = on_one_machine(problems)
     told = [verdict(problem, target) for problem in chosen if problem.curves]
+    chosen = [merged_repeats(problem).problem for problem in chosen]
     for sweep in sweeps(chosen):
         axes = dict.fromkeys((main_axis(sweep.problems), "gradients"))
         told += [said for axis in axes if (said := scaling_verdict(sweep, target, axis))]
@@ -59,11 +61,13 @@ def verdict(problem: ProblemScore, target: float) -> str:
     In warm seconds where they were measured, else in the first axis that was.
     """
     (problem,), note = on_one_machine([problem])
+    problem, repeats = merged_repeats(problem)
     axis = main_axis([problem])
     seeds = len({curve.seed for curve in problem.curves})
     where = f"On {problem.label}"
     missed = _missed(problem, target)
     tails = [f"Not within the budget: {_listed(missed)}."] if missed else []
+    tails += [f"The {repeats} seeds repeat one run: nothing depends on them."] * (repeats > 1)
     tails += [note] if note else []
     second, first = _rivals(problem, target, axis)
     if second is None and first is None:
