@@ -4,7 +4,10 @@ Nearly all of the suite's time is compilation, so LLVM optimises nothing here un
 set: the tests are about what is computed, never about how fast.
 """
 
+import gc
+import itertools
 import os
+import pathlib
 import textwrap
 
 QUICK_TO_COMPILE = (
@@ -37,6 +40,23 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(no_gpu)
+
+
+MOST_MAPPINGS = 40_000
+"""Memory mappings of a process, of which Linux allows 65,530: a compiled program takes several."""
+
+_tests = itertools.count()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """Forget compiled programs before there are more than a process can hold."""
+    maps = pathlib.Path("/proc/self/maps")
+    if nextitem is None or next(_tests) % 20 or not maps.exists():
+        return
+    if maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

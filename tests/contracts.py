@@ -75,7 +75,7 @@ PAIRS = [(m, p) for m in METHODS for p in PROBLEMS if suits(m, p)]
 
 def usual(method, problem, otherwise="exponential-decay"):
     """A problem for one test of a method: this one if it suits."""
-    return next(p for p in (problem, otherwise, "iris") if suits(method, p))
+    return next(p for p in (problem, otherwise, "iris", "breast-cancer") if suits(method, p))
 
 
 def ready(problem, dtype="float64"):

@@ -1,7 +1,8 @@
 """Verdicts in words: does second order pay here, in what, by how much, how sure, and up to where?
 
 A claim is made only where the interval of a paired ratio excludes equality, which takes more than
-one seed, and seeds that change something; otherwise the sentence says "not separable" or gives the measured numbers of the one seed.
+one seed, and seeds that change something; otherwise the sentence says "not separable" or gives the
+measured numbers of the one seed.
 """
 
 import math
