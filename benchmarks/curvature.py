@@ -46,7 +46,7 @@ def network() -> tuple[Any, Any, tuple]:
         problem.start(jax.random.key(0)),
         args=problem.args,
         method="lbfgs",
-        budget=ok.Budget(steps=20),
+        max_steps=20,
     )
     return problem.objective, sol.params, problem.args
 
