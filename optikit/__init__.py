@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optikit import losses as losses
     from optikit import optimizers as optimizers
+    from optikit import problems as problems
     from optikit.analyze import Advice as Advice
     from optikit.analyze import Certificate as Certificate
     from optikit.analyze import MultiStart as MultiStart
@@ -110,6 +111,7 @@ _HOME = {
     "optimizers": "optikit",
     "parameter_covariance": "optikit.analyze",
     "per_example_grads": "optikit.calculus",
+    "problems": "optikit",
     "residuals": "optikit.calculus",
     "second_order": "optikit.optimizers",
     "spectrum": "optikit.analyze",
@@ -164,6 +166,7 @@ __all__ = [
     "optimizers",
     "parameter_covariance",
     "per_example_grads",
+    "problems",
     "residuals",
     "second_order",
     "spectrum",
