@@ -7,13 +7,13 @@ The rivals meet on the Hessian and the Gauss-Newton matrix of a network on digit
 known. Each gets the same compiled product. Eigenpairs are compared by products and seconds to the
 same largest residual; estimates by their root mean square error over keys at the same number of
 products, and by the products that a rival takes to the same error. At a million parameters,
-784-1000-300-10 on 512 rows in float32, each instrument runs in a process of its own, whose memory
-is its peak above that of a process that has taken one gradient, in units of the parameters' bytes.
+784-1000-300-10 on 512 rows in float32, each instrument runs in a process of its own; its memory is
+what its compiled program allocates for temporaries and results, over the parameters' bytes, the
+activations of the rows among them.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -304,26 +304,29 @@ def one_of_a_million(what: str) -> dict:
     objective = ok.composite(perceptron, ok.losses.softmax_cross_entropy)
     args = (inputs, labels)
     calls = {
-        "gradient": lambda: ok.grad(objective, params, args=args),
-        "eigenpairs": lambda: ok.eigenpairs(objective, params, args, k=10),
-        "density": lambda: ok.spectrum(objective, params, args, k=0),
-        "trace": lambda: ok.trace(objective, params, args, method="hutchinson"),
-        "certify": lambda: ok.certify(objective, params, args=args),
+        "gradient": lambda p, a: ok.grad(objective, p, args=a),
+        "eigenpairs": lambda p, a: ok.eigenpairs(objective, p, a, k=10),
+        "density": lambda p, a: ok.spectrum(objective, p, a, k=0),
+        "trace": lambda p, a: ok.trace(objective, p, a, method="hutchinson"),
+        "certify": lambda p, a: ok.certify(objective, p, args=a),
     }
-    jax.block_until_ready(calls["gradient"]())
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    call = jax.jit(calls[what])
     begun = time.perf_counter()
-    found = jax.block_until_ready(calls[what]())
-    seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    held = call.lower(params, args).compile().memory_analysis()
+    jax.block_until_ready(call(params, args))
+    cold = time.perf_counter() - begun
+    begun = time.perf_counter()
+    found = jax.block_until_ready(call(params, args))
+    warm = time.perf_counter() - begun
+    used = held.temp_size_in_bytes + held.output_size_in_bytes
     size = tree.size(params) * 4
     counts = getattr(found, "counts", None)
     row = {
         "case": f"a million parameters: {MILLION[what]}",
         "parameters": tree.size(params),
-        "memory_over_parameters": (peak - base) / size,
+        "memory_over_parameters": used / size,
         "counts": {} if counts is None else {k: int(v) for k, v in counts._asdict().items() if v},
-        "seconds": {"cold": seconds},
+        "seconds": {"cold": cold, "warm": warm},
     }
     if what == "eigenpairs":
         largest = float(jnp.abs(found.values[0]))

@@ -38,6 +38,16 @@ def made_results(folder, problems=2, methods=3, seeds=3, snapshots=30, tune=0, l
     return Results(study, folder, jobs, records, scored, summary)
 
 
+def made_spectra():
+    """One of all eigenvalues, and one with a band."""
+    x = np.linspace(-1, 1, 50)
+    mean = np.exp(-(x**2))
+    plain = {"x": x.tolist(), "mean": mean.tolist(), "low": (0.9 * mean).tolist(),
+             "high": (1.1 * mean).tolist(), "floor": 1e-3, "largest": [1.0], "smallest": [-1.0]}  # fmt: skip
+    return [{**plain, "where": "the start", "exact": True},
+            {**plain, "where": "the reference solution", "exact": False}]  # fmt: skip
+
+
 def record(job, rates, snapshots):
     fields = job.model_dump(mode="json") | {"id": job.id}
     environment = {"machine": "m1", "device": "cpu", "load": 0.1, "cores": 2}
@@ -46,6 +56,7 @@ def record(job, rates, snapshots):
             "reference": {"value": 0.0, "source": "known in closed form", "grad_norm": 0.0,
                           "certificate": "a minimum", "kind": "minimum"},
             "prices": {"grad": 1e-4, "value": 0.5e-4, "hessian": 1e-3},
+            "spectra": made_spectra() if job.problem == "p0" else [],
             "parameters": job.problem_arguments.get("n", 10), "description": "made up",
         }  # fmt: skip
         return Record(fields, facts | {"environment": environment, "error": None}, [])

@@ -7,10 +7,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from made_results import made_results
 
+import optikit as ok
 from optikit.bench import store
 from optikit.bench.axes import AXES
 from optikit.bench.report import figures, summarise
@@ -18,6 +20,8 @@ from optikit.bench.report.content import all_fronts, axes_of, content
 from optikit.bench.report.figures import course
 from optikit.bench.report.page import _script_safe
 from optikit.bench.report.thin import kept, share, short
+from optikit.bench.spectra import spectra
+from optikit.problems import quadratic
 
 METHODS, PROBLEMS, SEEDS = 3, 2, 3
 
@@ -137,11 +141,30 @@ def test_the_page_needs_nothing_from_elsewhere(made):
 # --- figures
 
 
+def test_spectra_are_those_of_the_problem():
+    problem = quadratic(n=5, condition=100.0)
+    matrix = np.asarray(
+        ok.hessian(problem.objective, problem.start(jax.random.key(0)), problem.args).dense()
+    )
+    values = np.linalg.eigvalsh(matrix)
+    end = np.zeros(5, np.float32)
+    start, solution = spectra(problem, jax.random.key(0), end)
+    assert (start["where"], solution["where"]) == ("the start", "the reference solution")
+    for seen in (start, solution):
+        np.testing.assert_allclose(
+            sorted(seen["largest"]), values, rtol=1e-5
+        )  # six digits are kept
+        assert seen["exact"]
+        # a trapezoid rule over a smooth density that ends four of its widths beyond the last value
+        assert np.trapezoid(seen["mean"], seen["x"]) == pytest.approx(1, abs=1e-3)
+    assert [s["where"] for s in spectra(problem, jax.random.key(0))] == ["the start"]
+
+
 def test_figures_are_files_with_the_labels_as_text(made, tmp_path):
     paths = figures(made, tmp_path, "svg", axes=("steps", "warm"))
     names = {p.name for p in paths}
     assert {"convergence-p0.svg", "convergence-p1.svg", "performance-profile.svg",
-            "data-profile.svg", "tuning.svg"} <= names  # fmt: skip
+            "data-profile.svg", "tuning.svg", "spectrum-p0.svg"} <= names  # fmt: skip
     text = (tmp_path / "convergence-p0.svg").read_text()
     for word in ("method 1", "p0", AXES["warm"].label, AXES["steps"].label):
         assert word in text
@@ -212,7 +235,7 @@ const choose = async (id, value) => {
   await pause();
 };
 const lines = of => [...document.querySelectorAll(of + " .chart")].map(chart => ({
-  label: chart.dataset.problem ?? chart.dataset.tuned ?? chart.id,
+  label: chart.dataset.problem ?? chart.dataset.tuned ?? chart.dataset.spectrum ?? chart.id,
   traces: chart.data?.map(t => t.name) ?? [], drawn: chart.querySelectorAll(".scatterlayer .trace path.js-line").length,
   x: chart.querySelector(".xtitle")?.textContent, y: chart.querySelector(".ytitle")?.textContent,
 }));
@@ -256,6 +279,7 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
       }
       await choose("axis", "warm");
       seen.profiles = lines("#profiles"); seen.tuning = lines("#tuning");
+      seen.spectra = lines("#spectra");
       await choose("seeds", "each"); seen.each = lines("#charts");
       await choose("progress", "grad"); seen.grad = lines("#charts");
       await choose("xscale", "linear"); await choose("yscale", "linear"); seen.linear = lines("#charts");
@@ -267,7 +291,8 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
         assert [c["label"] for c in charts] == [p.label for p in made.problems]
         for chart in charts:
             assert chart["x"] == AXES[key].label
-            assert len(chart["traces"]) == 1 + 3 * variants, "the front; band, band and median each"
+            ended = key != "count_hessian" or "ended at" in chart["traces"]
+            assert len(chart["traces"]) == 1 + 3 * variants + ended, "the front; band, band, median"
             # a method that never calls an oracle has no course along its calls
             if key != "count_hessian":
                 assert chart["drawn"] == 1 + 3 * variants, key
@@ -275,6 +300,8 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
     assert [c["label"] for c in seen["profiles"]] == ["performance", "data-profile", "ecdf"]
     assert all(c["drawn"] == variants for c in seen["profiles"])
     assert [c["label"] for c in seen["tuning"]] == ["p0", "p1"]
+    # a line for all eigenvalues; a line and a band of two for those from random vectors
+    assert [(c["label"], c["drawn"]) for c in seen["spectra"]] == [("p0", 4)]
     assert all(c["drawn"] == 1 for c in seen["tuning"])
     assert all(c["drawn"] == 1 + variants * SEEDS for c in seen["each"])
     for charts in (seen["grad"], seen["linear"]):

@@ -61,13 +61,17 @@ def appraiser(problem: Problem) -> Callable[[Any], dict[str, float]]:
 
 
 class Reference(NamedTuple):
-    """The best value known for a problem, how it was found, and its certificate in words."""
+    """The best value known for a problem, how it was found, and its certificate in words.
+
+    `point` is where the solve ended, in float64; None without a solve.
+    """
 
     value: float
     source: str
     grad_norm: float
     certificate: str
     kind: str
+    point: Any = None
 
 
 def reference(problem: Problem, key: jax.Array, *, seconds: float, solve: bool = True) -> Reference:
@@ -112,4 +116,4 @@ def reference(problem: Problem, key: jax.Array, *, seconds: float, solve: bool =
     source = f"{method.name} in float64, {int(progress.steps)} steps{unfinished}"
     if problem.optimum is not None:
         found, source = float(problem.optimum), "known in closed form"
-    return Reference(found, source, gradient, cert.message, str(cert.kind))
+    return Reference(found, source, gradient, cert.message, str(cert.kind), at.params)

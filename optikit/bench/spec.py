@@ -64,6 +64,10 @@ class Measure(_Strict):
         description="solve each problem beforehand for its best value; else that of all trials is",
     )
     certificates: bool = Field(default=True, description="say what kind of point was reached")
+    spectrum: bool = Field(
+        default=False,
+        description="draw the Hessian's spectrum where each problem starts and at its solution",
+    )
     lanes: bool = Field(
         default=False,
         description="run the tuning trials of a method on a problem as lanes of one program; their "

@@ -87,6 +87,7 @@ def _problem_job(job: Job) -> dict[str, Any]:
     from optikit.bench.prices import prices
     from optikit.bench.referee import referee, reference
     from optikit.bench.resolve import fingerprint, problem_of
+    from optikit.bench.spectra import spectra
     from optikit.core import tree
 
     problem = problem_of(job)
@@ -95,12 +96,15 @@ def _problem_job(job: Job) -> dict[str, Any]:
     known = reference(
         problem, key, seconds=5 * job.budget.seconds + 10, solve=job.measure.reference
     )
+    told = known._asdict()
+    del told["point"]
     return {
-        "reference": known._asdict(),
+        "reference": told,
         "checksum": fingerprint(jax.device_get(_data(problem))),
         "start_value": referee(problem)(problem.start(key))[0],
         "prices": prices(cast, key) if job.measure.prices else {},
         "parameters": tree.size(cast.start(key)),
+        "spectra": spectra(problem, key, known.point) if job.measure.spectrum else [],
         "description": problem.description,
     }
 

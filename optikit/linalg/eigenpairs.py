@@ -22,6 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 from optikit.core import Key, tree
 from optikit.core.tree import HIGHEST
 
+CHECKED = 6
+"""Products between two looks at whether the pairs have settled."""
+
 Which = Literal["largest", "smallest", "magnitude", "ends"]
 
 
@@ -43,21 +46,19 @@ class Eigenpairs(NamedTuple):
     products: Int[Array, ""]
 
 
-class _Space(NamedTuple):
-    basis: Float[Array, "m n"]  # orthonormal rows, zero from `held` on
-    projected: Float[Array, "m m"]  # basis A basis^T
-    block: Float[Array, "b n"]  # the next rows, orthonormal and orthogonal to the basis
-    key: Key
-
-
 class _Found(NamedTuple):
-    space: _Space
-    values: Float[Array, " k"]
-    residuals: Float[Array, " k"]
+    basis: Float[Array, "m n"]  # orthonormal rows, zero from `held` on
+    projected: Float[Array, "m m"]  # basis A basis^T, its upper triangle
+    block: Float[Array, "b n"]  # the next rows, orthonormal and orthogonal to the basis
+    held: Int[Array, ""]
+    values: Float[Array, " m"]  # Ritz values, the most wanted first
+    turn: Float[Array, "m m"]  # what makes Ritz vectors of the basis, in columns
+    residuals: Float[Array, " m"]
     scale: Float[Array, ""]  # of the operator: its largest Ritz value
     products: Int[Array, ""]
     restarts: Int[Array, ""]
     done: Bool[Array, ""]
+    key: Key
 
 
 def eigenpairs(
@@ -84,7 +85,8 @@ def eigenpairs(
       tol: residuals asked, relative to the largest |eigenvalue|; by default 10 eps^(2/3).
       max_restarts: after which the pairs are returned as they are.
 
-    Memory: basis + block vectors. A trip costs basis - kept products.
+    Every `CHECKED` products it is seen whether the pairs have settled. Memory: basis + kept + block
+    vectors, and a few.
 
     Raises:
       ValueError: k or block not between 1 and n, or a basis too small for them.
@@ -99,67 +101,79 @@ def eigenpairs(
     m = n if m + block > n else m  # no room for a block beside the basis
     _check(n, k, block, m)
     asked = 10 * tree.eps(dtype) ** (2 / 3) if tol is None else tol
-    kept = _kept(k, block, m)
     order = _order(which)
-    grow_key, first_key = jax.random.split(key)
-    empty = jnp.zeros((m, n), dtype)
+    if m == n:
+        return _by_matrix(product, n, k, dtype, order)
+    kept = _kept(k, block, m)
+    column = jnp.arange(m)
+
+    def decomposed(f: _Found, coupling: Array) -> _Found:
+        upper = jnp.triu(f.projected)
+        whole = upper + jnp.triu(upper, 1).T
+        # places without a vector get eigenvalues of their own, above all others
+        beyond = 4 * jnp.max(jnp.abs(whole)) + 1
+        values, turn = jnp.linalg.eigh(whole + jnp.diag(jnp.where(column < f.held, 0, beyond)))
+        wanted = order(values, f.held)
+        values, turn = values[wanted], turn[:, wanted]
+        last = lax.dynamic_slice_in_dim(turn, f.held - block, block)
+        left = jnp.linalg.norm(jnp.matmul(coupling, last, precision=HIGHEST), axis=0)
+        real = column < f.held  # the others were put last
+        scale = jnp.maximum(f.scale, jnp.max(jnp.where(real, jnp.abs(values), 0)))
+        residuals = jnp.where(real, left, jnp.inf)
+        enough = (f.held >= min(2 * k, m)) | (f.restarts > 0)
+        settled = enough & jnp.all(residuals[:k] <= asked * scale)
+        done = settled | ~jnp.all(jnp.isfinite(values))
+        return f._replace(values=values, turn=turn, residuals=residuals, scale=scale, done=done)
+
+    def restarted(f: _Found) -> _Found:
+        rows = jnp.matmul(f.turn[:, :kept].T, f.basis, precision=HIGHEST)
+        basis = lax.dynamic_update_slice(f.basis, rows, (0, 0))
+        known = jnp.zeros_like(f.projected)
+        return f._replace(
+            basis=jnp.where(column[:, None] < kept, basis, 0),
+            projected=known.at[column[:kept], column[:kept]].set(f.values[:kept]),
+            held=jnp.asarray(kept, jnp.int32),
+            restarts=f.restarts + 1,
+        )
+
+    def going(f: _Found) -> Array:
+        return ~f.done & ((f.held < m) | (f.restarts < max_restarts))
+
+    def body(f: _Found) -> _Found:
+        f = lax.cond(f.held + block > m, restarted, lambda f: f, f)
+        steps = jnp.minimum(-(-CHECKED // block), (m - f.held) // block)
+        none = jnp.zeros((block, block), dtype)
+        f, coupling = lax.fori_loop(0, steps, lambda _, c: _grow(product, c[0]), (f, none))
+        return decomposed(f, coupling)
+
+    first_key, key = jax.random.split(key)
+    empty, none, zero = jnp.zeros((m, n), dtype), jnp.asarray(0, jnp.int32), jnp.zeros((), dtype)
     start = _orthonormal(jax.random.normal(first_key, (block, n), dtype), empty, first_key)[0]
-    none = jnp.asarray(0, jnp.int32)
-    space = _Space(empty, jnp.zeros((m, m), dtype), start, grow_key)
-    zero = jnp.zeros((), dtype)
-
-    def trip(space: _Space, held: int) -> tuple[_Space, Array, Array, Array, Array]:
-        space, last = _grow(product, space, held, block)
-        values, vectors = jnp.linalg.eigh(space.projected)
-        wanted = order(values)
-        values, vectors = values[wanted], vectors[:, wanted]
-        left = jnp.matmul(last, vectors[m - block :], precision=HIGHEST)
-        residuals = jnp.linalg.norm(left, axis=0)
-        return space, values, vectors, residuals, jnp.max(jnp.abs(values))
-
-    def settled(values: Array, residuals: Array, scale: Array) -> Array:
-        small = residuals[:k] <= asked * scale
-        return jnp.all(small) | ~jnp.all(jnp.isfinite(values))
-
-    def restart(space: _Space, values: Array, vectors: Array) -> _Space:
-        rows = jnp.matmul(vectors[:, :kept].T, space.basis, precision=HIGHEST)
-        held = jnp.zeros_like(space.basis).at[:kept].set(rows)
-        known = jnp.zeros_like(space.projected)
-        known = known.at[jnp.arange(kept), jnp.arange(kept)].set(values[:kept])
-        return space._replace(basis=held, projected=known)
-
-    if m == n:  # the whole space: nothing is left over
-        space, values, vectors, residuals, scale = trip(space, 0)
-        rows = jnp.matmul(vectors[:, :k].T, space.basis, precision=HIGHEST)
-        rounding = jnp.full((k,), n * tree.eps(dtype) * scale)
-        spent = jnp.asarray(n, jnp.int32)
-        return Eigenpairs(values[:k], rows, rounding, jnp.all(jnp.isfinite(values)), spent)
-
-    def going(f: tuple[_Found, Array]) -> Array:
-        return ~f[0].done & (f[0].restarts < max_restarts)
-
-    def body(f: tuple[_Found, Array]) -> tuple[_Found, Array]:
-        found, vectors = f
-        space = restart(found.space, found.values, vectors)
-        space, values, vectors, residuals, scale = trip(space, kept)
-        scale = jnp.maximum(scale, found.scale)
-        return _Found(
-            space, values, residuals, scale,
-            found.products + (m - kept), found.restarts + 1, settled(values, residuals, scale),
-        ), vectors  # fmt: skip
-
-    space, values, vectors, residuals, scale = trip(space, 0)
+    square = jnp.zeros((m, m), dtype)
+    far = jnp.full((m,), jnp.inf, dtype)
     found = _Found(
-        space, values, residuals, jnp.maximum(scale, zero), none + m, none,
-        settled(values, residuals, scale),
+        empty, square, start, none, jnp.zeros_like(far), square, far, zero, none, none,
+        jnp.asarray(False), key,
     )  # fmt: skip
-    found, vectors = lax.while_loop(going, body, (found, vectors))
-    rows = jnp.matmul(vectors[:, :k].T, found.space.basis, precision=HIGHEST)
+    found = lax.while_loop(going, body, found)
+    rows = jnp.matmul(found.turn[:, :k].T, found.basis, precision=HIGHEST)
     converged = jnp.all(found.residuals[:k] <= asked * found.scale)
     # an inner product of n terms is off by this much itself
     rounding = tree.eps(dtype) * n**0.5 * found.scale
     return Eigenpairs(
         found.values[:k], rows, found.residuals[:k] + rounding, converged, found.products
+    )
+
+
+def _by_matrix(product: Callable, n: int, k: int, dtype: jnp.dtype, order: Callable) -> Eigenpairs:
+    """All of the matrix where there is no room for a block beside the basis."""
+    matrix = lax.map(product, jnp.eye(n, dtype=dtype), batch_size=8)
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    wanted = order(values, jnp.asarray(n, jnp.int32))[:k]
+    rounding = jnp.full((k,), n * tree.eps(dtype) * jnp.max(jnp.abs(values)))
+    finite = jnp.all(jnp.isfinite(values))
+    return Eigenpairs(
+        values[wanted], vectors[:, wanted].T, rounding, finite, jnp.asarray(n, jnp.int32)
     )
 
 
@@ -184,49 +198,42 @@ def _kept(k: int, block: int, m: int) -> int:
     return m - -(-(m - kept) // block) * block if (m - kept) % block else kept
 
 
-def _order(which: Which) -> Callable[[Array], Array]:
-    """The permutation that puts the most wanted of ascending eigenvalues first."""
+def _order(which: Which) -> Callable[[Array, Array], Array]:
+    """(ascending values, how many of the first are real) -> the most wanted first, others last."""
 
-    def ends(values: Array) -> Array:
-        m = values.size
-        down, up = jnp.arange(m - 1, -1, -1), jnp.arange(m)
-        return jnp.stack([down, up], axis=1).ravel()[:m]
+    def by(key: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+        def order(values: Array, real: Array) -> Array:
+            return jnp.argsort(jnp.where(jnp.arange(values.size) < real, key(values), jnp.inf))
+
+        return order
+
+    def ends(values: Array, real: Array) -> Array:
+        at = jnp.arange(values.size, dtype=jnp.int32)
+        return jnp.where(at < real, jnp.where(at % 2 == 0, real - 1 - at // 2, at // 2), at)
 
     return {
-        "largest": lambda values: jnp.argsort(-values),
-        "smallest": lambda values: jnp.argsort(values),
-        "magnitude": lambda values: jnp.argsort(-jnp.abs(values)),
+        "largest": by(lambda values: -values),
+        "smallest": by(lambda values: values),
+        "magnitude": by(lambda values: -jnp.abs(values)),
         "ends": ends,
     }[which]
 
 
-def _grow(product, space: _Space, held: int, block: int) -> tuple[_Space, Array]:
-    """The basis filled up from `held` rows on, and the coupling of the last block to the next."""
-    m = space.basis.shape[0]
-
-    def step(space: _Space, at: Array) -> tuple[_Space, Array]:
-        key, fresh = jax.random.split(space.key)
-        basis = lax.dynamic_update_slice(space.basis, space.block, (at, jnp.zeros_like(at)))
-        images = jax.vmap(product)(space.block) if block > 1 else product(space.block[0])[None]
-        inner = jnp.matmul(basis, images.T, precision=HIGHEST)  # (m, b)
-        projected = lax.dynamic_update_slice(space.projected, inner, (jnp.zeros_like(at), at))
-        left = images - jnp.matmul(inner.T, basis, precision=HIGHEST)
-        following, coupling = _orthonormal(left, basis, fresh)
-        return _Space(basis, projected, following, key), coupling
-
-    steps = (m - held) // block
-    rest = (m - held) - steps * block  # only where the basis is the whole space
-    starts = held + block * jnp.arange(steps, dtype=jnp.int32)
-    space, couplings = lax.scan(step, space, starts)
-    if rest:
-        basis = space.basis.at[m - rest :].set(space.block[:rest])
-        images = jax.vmap(product)(basis[m - rest :])
-        inner = jnp.matmul(basis, images.T, precision=HIGHEST)
-        space = space._replace(basis=basis, projected=space.projected.at[:, m - rest :].set(inner))
-    # a column holds what was known when it was made: the upper triangle is complete
-    upper = jnp.triu(space.projected)
-    whole = upper + jnp.triu(upper, 1).T
-    return space._replace(projected=whole), couplings[-1]
+def _grow(product: Callable, f: _Found) -> tuple[_Found, Array]:
+    """One block more in the basis, and the coupling of that block to the next."""
+    key, fresh = jax.random.split(f.key)
+    zero = jnp.zeros_like(f.held)
+    block = f.block.shape[0]
+    basis = lax.dynamic_update_slice(f.basis, f.block, (f.held, zero))
+    images = jax.vmap(product)(f.block) if block > 1 else product(f.block[0])[None]
+    inner = jnp.matmul(basis, images.T, precision=HIGHEST)  # (m, b)
+    projected = lax.dynamic_update_slice(f.projected, inner, (zero, f.held))
+    left = images - jnp.matmul(inner.T, basis, precision=HIGHEST)
+    following, coupling = _orthonormal(left, basis, fresh)
+    return f._replace(
+        basis=basis, projected=projected, block=following, held=f.held + block,
+        products=f.products + block, key=key,
+    ), coupling  # fmt: skip
 
 
 def _orthonormal(rows: Array, basis: Array, key: Key) -> tuple[Array, Array]:
@@ -235,24 +242,29 @@ def _orthonormal(rows: Array, basis: Array, key: Key) -> tuple[Array, Array]:
     Rows without anything of their own are replaced by random ones, with zeros in R.
     """
     b, n = rows.shape
-    eps = tree.eps(rows.dtype)
     scale = jnp.max(jnp.linalg.norm(rows, axis=1))
 
     def clear(rows: Array) -> Array:
-        for _ in range(2):  # twice is enough: Parlett (1998), section 6.9
-            inner = jnp.matmul(rows, basis.T, precision=HIGHEST)
-            rows = rows - jnp.matmul(inner, basis, precision=HIGHEST)
-        return rows
+        inner = jnp.matmul(rows, basis.T, precision=HIGHEST)
+        return rows - jnp.matmul(inner, basis, precision=HIGHEST)
 
-    rows = clear(rows)
+    def filled(q: Array, r: Array) -> tuple[Array, Array]:
+        noise = clear(clear(jax.random.normal(key, (b, n), rows.dtype)))
+        q, turn = _qr(clear(clear(jnp.where(empty[:, None], noise / n**0.5, q))))
+        # q @ turn spans the sound rows as before; the replaced ones have no part in the coupling
+        sound = jnp.where(empty[:, None], 0, r)
+        return q, jnp.matmul(turn, sound, precision=HIGHEST)
+
+    once = clear(rows)
+    before, after = (jnp.linalg.norm(x, axis=1) for x in (rows, once))
+    # twice is enough, and once where little was taken away: Parlett (1998), section 6.9
+    rows = lax.cond(jnp.all(after > before / 2), lambda x: x, clear, once)
     q, r = _qr(rows)
-    empty = jnp.abs(jnp.diag(r)) <= 10 * n**0.5 * eps * scale
-    noise = clear(jax.random.normal(key, (b, n), rows.dtype))
-    filled = clear(jnp.where(empty[:, None], noise / n**0.5, q))
-    q, turn = _qr(filled)
-    # q @ turn spans the sound rows as before; the replaced ones have no part in the coupling
-    sound = jnp.where(empty[:, None], 0, r)
-    return q, jnp.matmul(turn, sound, precision=HIGHEST)
+    if b > 1:  # a row that the others nearly make up has become mostly rounding
+        q, turn = _qr(clear(q))
+        r = jnp.matmul(turn, r, precision=HIGHEST)
+    empty = jnp.abs(jnp.diag(r)) <= 10 * n**0.5 * tree.eps(rows.dtype) * scale
+    return lax.cond(jnp.any(empty), filled, lambda q, r: (q, r), q, r)
 
 
 def _qr(rows: Array) -> tuple[Array, Array]:

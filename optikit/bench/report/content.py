@@ -66,6 +66,7 @@ def content(
                     _curve(c, index[c.variant], axes, targets, most, c.machine in machine)
                     for c in p.curves
                 ],
+                "spectra": p.facts.get("spectra", []),
                 "fronts": {a.key: _front(fronts[p.label, a.key], index) for a in axes},
             }
             for p in problems
@@ -99,6 +100,7 @@ def _curve(
     shown = [a.key for a in axes if not (untimed and a.key in MACHINE_AXES)]
     return {
         "v": variant,
+        "kind": (curve.facts.get("certificate") or {}).get("kind", ""),
         "seed": curve.seed,
         "gap": [short(max(curve.gaps[i], FLOOR)) for i in at],
         "grad": [short(curve.grad_norms[i]) for i in at],

@@ -62,8 +62,9 @@ def figures(
     """Write the figures of a study for a paper and return their paths.
 
     One file per problem (suboptimality against each axis: median over seeds, 10-90 % band, the
-    Pareto front in grey); over all problems performance and data profiles, and targets met by
-    those of one size; tuning curves where there was tuning.
+    Pareto front in grey), and one of its spectra where they were measured; over all problems
+    performance and data profiles, and targets met by those of one size; tuning curves where there
+    was tuning.
 
     Args:
       results: from `Experiment.run` or `optikit.bench.experiment.load`.
@@ -99,6 +100,11 @@ def figures(
         for problem in problems if shown else []:
             name = f"convergence-{_file_name(problem.label, drawn)}"
             drawn[name] = _convergence(problem, shown, styles)
+        for problem in problems:
+            if problem.facts.get("spectra"):
+                drawn[f"spectrum-{_file_name(problem.label, drawn, 'spectrum')}"] = _spectra(
+                    problem
+                )
         if len(problems) > 1 and shown:
             drawn |= _profiles(problems, shown, target, styles)
         tuned = results.tuning()
@@ -107,11 +113,11 @@ def figures(
         return [_save(figure, place / f"{name}.{format}") for name, figure in drawn.items()]
 
 
-def _file_name(label: str, taken: dict[str, Any]) -> str:
+def _file_name(label: str, taken: dict[str, Any], kind: str = "convergence") -> str:
     """A label as part of a file name, different from those before."""
     plain = re.sub(r"[^A-Za-z0-9_+=.-]+", "-", label).strip("-.") or "problem"
     name, k = plain, 1
-    while f"convergence-{name}" in taken:
+    while f"{kind}-{name}" in taken:
         k += 1
         name = f"{plain}-{k}"
     return name
@@ -174,6 +180,22 @@ def _convergence(problem: ProblemScore, axes: Sequence[str], styles: Styles) -> 
         panel.set(xscale="log", yscale="log", xlabel=AXES[axis].label)
         panel.set_ylabel(r"$(f - f^\ast) / (f_0 - f^\ast)$")
     _legend(figure, panels)
+    return figure
+
+
+def _spectra(problem: ProblemScore) -> Any:
+    figure, (panel,) = _panels(1)
+    for i, seen in enumerate(problem.facts["spectra"]):
+        colour, floor = PALETTE[i], seen["floor"]
+        mean, low, high = (np.maximum(seen[name], floor) for name in ("mean", "low", "high"))
+        panel.plot(seen["x"], mean, color=colour, label=seen["where"])
+        if not seen["exact"]:
+            panel.fill_between(seen["x"], low, high, color=colour, alpha=0.25, lw=0)
+        ends = [*seen["smallest"], *seen["largest"]]
+        panel.plot(ends, np.full(len(ends), floor), "|", color=colour, ms=9)
+    panel.set(title=problem.label, yscale="log", xlabel="eigenvalue of the Hessian")
+    panel.set_ylabel("density")
+    _legend(figure, [panel])
     return figure
 
 

@@ -6,6 +6,7 @@
     ["axis", "progress", "xscale", "yscale", "seeds", "front", "target", "size"].map(at);
   const palette = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#000000", "#ee7733", "#009988"];
   const symbols = ["circle", "square", "triangle-up", "diamond", "x", "cross"];
+  const marks = { minimum: "circle-open", saddle: "x-thin-open", maximum: "triangle-up-open", degenerate: "square-open", "not-stationary": "line-ns-open", "non-smooth": "triangle-down-open" };
   const SHOWN_AT_FIRST = 10;
   const plain = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   const colour = v => palette[v % palette.length];
@@ -136,6 +137,13 @@
         }
       }
     }
+    // where trials ended, by what kind of point their certificates say it is
+    const ended = chosen.filter(c => c.kind && c.cost[key].at(-1) !== null && c[y].at(-1) !== null);
+    if (ended.length) {
+      traces.push({ name: "ended at", x: ended.map(c => placed(c.cost[key], log).at(-1)), y: ended.map(c => c[y].at(-1)), mode: "markers",
+        marker: { size: 9, symbol: ended.map(c => marks[c.kind] ?? "asterisk-open"), color: ended.map(c => colour(c.v)), line: { width: 1.5 } },
+        text: ended.map(c => `${plain(data.variants[c.v].name)}: ${c.kind.replaceAll("-", " ")}`), hovertemplate: "%{text}<extra></extra>" });
+    }
     const reach = progress.value === "gap" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: +target.value, y1: +target.value, line: { color: "#9aa5b4", width: 1, dash: "dash" } }] : [];
     return [traces, { ...layout(problem.label,
       { title: titled(label("label")), type: xscale.value },
@@ -177,6 +185,31 @@
       showlegend: true, legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0.5, xanchor: "center", font: { size: 11 } } }];
   }
 
+  function spectra(problem) {
+    const traces = [];
+    const floor = Math.min(...problem.spectra.map(s => s.floor));
+    problem.spectra.forEach((s, i) => {
+      const lifted = values => values.map(v => Math.max(v, s.floor)), shade = palette[i];
+      if (!s.exact) {
+        traces.push({ x: s.x, y: lifted(s.low), mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, name: "band" });
+        traces.push({ x: s.x, y: lifted(s.high), mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: shade + "33", hoverinfo: "skip", showlegend: false, name: "band" });
+      }
+      traces.push({ name: s.where, x: s.x, y: lifted(s.mean), mode: "lines", line: { color: shade, width: 1.8 }, hovertemplate: "%{y:.3g} at %{x:.4g}<extra>%{fullData.name}</extra>" });
+      const ends = [...s.smallest, ...s.largest];
+      traces.push({ x: ends, y: ends.map(() => floor), mode: "markers", marker: { symbol: "line-ns-open", size: 9, color: shade }, showlegend: false, name: "outermost", hovertemplate: "%{x:.6g}<extra>%{fullData.name}</extra>" });
+    });
+    return [traces, { ...layout(problem.label, { title: titled("eigenvalue") }, { title: titled("density"), type: "log" }),
+      margin: { l: 66, r: 14, t: 34, b: 74 }, showlegend: true, legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0.5, xanchor: "center", font: { size: 11 } } }];
+  }
+
+  for (const problem of data.problems.filter(p => p.spectra.length)) {
+    const div = document.createElement("div");
+    div.className = "chart";
+    div.dataset.spectrum = problem.label;
+    at("curvature").hidden = false;
+    at("spectra").append(div);
+    chart(div, () => spectra(problem));
+  }
   for (const problem of data.problems) {
     const div = document.createElement("div");
     div.className = "chart";
