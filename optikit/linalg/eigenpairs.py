@@ -47,7 +47,7 @@ class Eigenpairs(NamedTuple):
 
 
 class _Found(NamedTuple):
-    basis: Float[Array, "m n"]  # orthonormal rows, zero from `held` on
+    basis: Float[Array, "m n"]  # orthonormal rows; from `held` on what is no longer of use
     projected: Float[Array, "m m"]  # basis A basis^T, its upper triangle
     block: Float[Array, "b n"]  # the next rows, orthonormal and orthogonal to the basis
     held: Int[Array, ""]
@@ -85,8 +85,8 @@ def eigenpairs(
       tol: residuals asked, relative to the largest |eigenvalue|; by default 10 eps^(2/3).
       max_restarts: after which the pairs are returned as they are.
 
-    Every `CHECKED` products it is seen whether the pairs have settled. Memory: basis + kept + block
-    vectors, and a few.
+    Once the basis was full, every `CHECKED` products it is seen whether the pairs have settled.
+    Memory: basis + kept + block vectors, and a few.
 
     Raises:
       ValueError: k or block not between 1 and n, or a basis too small for them.
@@ -105,7 +105,7 @@ def eigenpairs(
     if m == n:
         return _by_matrix(product, n, k, dtype, order)
     kept = _kept(k, block, m)
-    column = jnp.arange(m)
+    column = jnp.arange(m, dtype=jnp.int32)
 
     def decomposed(f: _Found, coupling: Array) -> _Found:
         upper = jnp.triu(f.projected)
@@ -120,27 +120,35 @@ def eigenpairs(
         real = column < f.held  # the others were put last
         scale = jnp.maximum(f.scale, jnp.max(jnp.where(real, jnp.abs(values), 0)))
         residuals = jnp.where(real, left, jnp.inf)
-        enough = (f.held >= min(2 * k, m)) | (f.restarts > 0)
+        # a multiple eigenvalue comes up again only when rounding has grown: not too soon
+        enough = (f.held + block > m) | (f.restarts > 0)
         settled = enough & jnp.all(residuals[:k] <= asked * scale)
         done = settled | ~jnp.all(jnp.isfinite(values))
         return f._replace(values=values, turn=turn, residuals=residuals, scale=scale, done=done)
 
     def restarted(f: _Found) -> _Found:
-        rows = jnp.matmul(f.turn[:, :kept].T, f.basis, precision=HIGHEST)
-        basis = lax.dynamic_update_slice(f.basis, rows, (0, 0))
+        # the large array is not among what the branches return, which would be copied
+        full = f.held + block > m
+        rows = lax.cond(
+            full,
+            lambda basis: jnp.matmul(f.turn[:, :kept].T, basis, precision=HIGHEST),
+            lambda basis: basis[:kept],
+            f.basis,
+        )
         known = jnp.zeros_like(f.projected)
+        known = known.at[column[:kept], column[:kept]].set(f.values[:kept])
         return f._replace(
-            basis=jnp.where(column[:, None] < kept, basis, 0),
-            projected=known.at[column[:kept], column[:kept]].set(f.values[:kept]),
-            held=jnp.asarray(kept, jnp.int32),
-            restarts=f.restarts + 1,
+            basis=lax.dynamic_update_slice(f.basis, rows, (0, 0)),
+            projected=jnp.where(full, known, f.projected),
+            held=jnp.where(full, kept, f.held),
+            restarts=f.restarts + full.astype(jnp.int32),
         )
 
     def going(f: _Found) -> Array:
         return ~f.done & ((f.held < m) | (f.restarts < max_restarts))
 
     def body(f: _Found) -> _Found:
-        f = lax.cond(f.held + block > m, restarted, lambda f: f, f)
+        f = restarted(f)
         steps = jnp.minimum(-(-CHECKED // block), (m - f.held) // block)
         none = jnp.zeros((block, block), dtype)
         f, coupling = lax.fori_loop(0, steps, lambda _, c: _grow(product, c[0]), (f, none))
@@ -148,7 +156,8 @@ def eigenpairs(
 
     first_key, key = jax.random.split(key)
     empty, none, zero = jnp.zeros((m, n), dtype), jnp.asarray(0, jnp.int32), jnp.zeros((), dtype)
-    start = _orthonormal(jax.random.normal(first_key, (block, n), dtype), empty, first_key)[0]
+    begun = jax.random.normal(first_key, (block, n), dtype)
+    start = _orthonormal(begun, empty, jnp.zeros((m, 1), dtype), first_key)[0]
     square = jnp.zeros((m, m), dtype)
     far = jnp.full((m,), jnp.inf, dtype)
     found = _Found(
@@ -203,7 +212,8 @@ def _order(which: Which) -> Callable[[Array, Array], Array]:
 
     def by(key: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
         def order(values: Array, real: Array) -> Array:
-            return jnp.argsort(jnp.where(jnp.arange(values.size) < real, key(values), jnp.inf))
+            at = jnp.arange(values.size, dtype=jnp.int32)
+            return jnp.argsort(jnp.where(at < real, key(values), jnp.inf))
 
         return order
 
@@ -226,17 +236,19 @@ def _grow(product: Callable, f: _Found) -> tuple[_Found, Array]:
     block = f.block.shape[0]
     basis = lax.dynamic_update_slice(f.basis, f.block, (f.held, zero))
     images = jax.vmap(product)(f.block) if block > 1 else product(f.block[0])[None]
-    inner = jnp.matmul(basis, images.T, precision=HIGHEST)  # (m, b)
+    real = jnp.arange(basis.shape[0], dtype=jnp.int32) < f.held + block
+    real = real.astype(basis.dtype)[:, None]
+    inner = real * jnp.matmul(basis, images.T, precision=HIGHEST)  # (m, b)
     projected = lax.dynamic_update_slice(f.projected, inner, (zero, f.held))
     left = images - jnp.matmul(inner.T, basis, precision=HIGHEST)
-    following, coupling = _orthonormal(left, basis, fresh)
+    following, coupling = _orthonormal(left, basis, real, fresh)
     return f._replace(
         basis=basis, projected=projected, block=following, held=f.held + block,
         products=f.products + block, key=key,
     ), coupling  # fmt: skip
 
 
-def _orthonormal(rows: Array, basis: Array, key: Key) -> tuple[Array, Array]:
+def _orthonormal(rows: Array, basis: Array, real: Array, key: Key) -> tuple[Array, Array]:
     """Orthonormal rows with the span of those given, orthogonal to the basis; and R in rows^T = QR.
 
     Rows without anything of their own are replaced by random ones, with zeros in R.
@@ -245,8 +257,9 @@ def _orthonormal(rows: Array, basis: Array, key: Key) -> tuple[Array, Array]:
     scale = jnp.max(jnp.linalg.norm(rows, axis=1))
 
     def clear(rows: Array) -> Array:
-        inner = jnp.matmul(rows, basis.T, precision=HIGHEST)
-        return rows - jnp.matmul(inner, basis, precision=HIGHEST)
+        # in this order: XLA on a CPU copies a transposed basis, all of it
+        inner = real * jnp.matmul(basis, rows.T, precision=HIGHEST)
+        return rows - jnp.matmul(inner.T, basis, precision=HIGHEST)
 
     def filled(q: Array, r: Array) -> tuple[Array, Array]:
         noise = clear(clear(jax.random.normal(key, (b, n), rows.dtype)))
