@@ -44,7 +44,7 @@ def foof(
     without a layer take their gradients as they are. The penalty's curvature does not enter the
     damping: A alone does not have the units of the curvature.
 
-    Cost: statistics one value and 2 inputs^2 flops a row and layer; inverses 3 inputs^3; a step
+    Cost: statistics one value and 2 inputs^2 flops a row and layer; inverses 7/3 inputs^3; a step
     2 inputs^2 outputs.
 
     Example:

@@ -81,7 +81,7 @@ def kfac(
         as they are; or an optax transformation, whose updates are taken as they are.
 
     Cost: statistics 1 grad and 2 (inputs^2 + outputs^2) flops a row and layer; inverses
-    3 (inputs^3 + outputs^3); a step 2 inputs outputs (inputs + outputs), on fixed data also a
+    7/3 (inputs^3 + outputs^3); a step 2 inputs outputs (inputs + outputs), on fixed data also a
     value and two jvps. Before the first step ten values and five jvps for the damping. Memory:
     twice the factors, and a copy of the parameters.
 
