@@ -29,7 +29,7 @@ KEYS = 20
 PRODUCTS = 64
 """Products of one estimate."""
 
-LADDER = (32, 64, 128, 256, 512, 1024, 2048)
+LADDER = (32, 64, 128, 256, 512)
 """Products that rivals are given until they reach our error."""
 
 
@@ -356,6 +356,10 @@ def main() -> None:
 
     parts = {"million": million, "rivals": rivals}
     rows = [row for name, run in parts.items() if chosen.only in (None, name) for row in run()]
+    rows = [
+        {"name": ": ".join(row.pop(key) for key in ("case", "library") if key in row)} | row
+        for row in rows
+    ]
     save("curvature", "What does it cost to know the spectrum, beside other libraries?", rows)
 
 
