@@ -83,8 +83,8 @@ def _facts(row: dict[str, Any]) -> str:
              "predicted_above_1_ms_within_3x",
              "predicted_within_3x_by_source", "predictions_by_source",
              "fits_per_second", "over_one_device", "bytes", "bytes_over_parameters", "collectives",
-             "projected_efficiency", "products", "products_to_our_error",
-             "residual", "memory_over_parameters", "ours", "rival", "error_ratio", "clock")  # fmt: skip
+             "projected_efficiency", "products", "products_to_our_error", "residual",
+             "memory_over_parameters", "ours", "rival", "error_ratio", "clock")  # fmt: skip
     return ", ".join(f"{k} {_short(row[k])}" for k in shown if row.get(k) is not None)
 
 
