@@ -185,6 +185,21 @@ def test_the_cost_of_chunks_is_charged_to_nobody(monkeypatch):
         assert seconds == pytest.approx(dispatch + step * limit, rel=2e-2)
 
 
+def test_a_machine_slower_during_chunks_leaves_the_course_as_it_was(monkeypatch):
+    time_now = FakeTime()
+    monkeypatch.setattr(execute, "time", time_now)
+    step, dispatch, slower = 2e-3, 1e-3, 1.4
+
+    def go(at, limit):
+        time_now.sleep(dispatch + step * (limit - at) * (slower if at else 1))
+        return limit
+
+    steps = [0, 1, 2, 4, 8, 16, 32, 33, 34, 36, 40, 50, 70, 100, 200]
+    stamps = execute.warm_run(lambda: 0, go, steps, [step * s for s in steps])
+    for limit, seconds in zip(steps, stamps, strict=True):
+        assert seconds == pytest.approx(dispatch + step * limit, rel=2e-2)
+
+
 def record(job, seconds, *, machine="here", invalid=(), error=None):
     rows = [
         {"step": step, "value": 1.0 / (step + 1), "flops": 10.0 * step, "first_seconds": 2 * x,

@@ -187,8 +187,9 @@ def warm_run(
 
     The cost of dispatching chunks (on the order of a millisecond with its fresh buffers) is no
     solver's. While a run is short, each snapshot is timed by an uninterrupted run up to it. Beyond
-    that it goes chunk by chunk; what this took more than one uninterrupted run of the whole is
-    taken off again, evenly by chunk, unless the run is so long that it does not matter.
+    that it goes chunk by chunk; unless the run is so long that it does not matter, what a chunk
+    without a step takes is taken off each, and they are stretched alike to add up to one
+    uninterrupted run of the whole: the machine may have been faster or slower then.
     """
     stamps: list[float] = []
     progress, chunks = None, 0
@@ -203,11 +204,20 @@ def warm_run(
             chunks += 1
     if chunks and stamps[-1] < LONG_SECONDS:
         before = time.perf_counter()
-        go(start(), steps[-1])
-        surplus = (stamps[-1] - (time.perf_counter() - before)) / chunks
-        for i in range(1, chunks + 1):
-            stamps[i - 1 - chunks] -= i * surplus
+        ended = go(start(), steps[-1])
+        whole = time.perf_counter() - before
+        empty = min(_seconds(lambda: go(ended, steps[-1])) for _ in range(3))
+        base = stamps[-1 - chunks]
+        own = np.maximum(np.diff(stamps[-1 - chunks :]) - empty, 0)
+        stretch = max(whole - base, 0.0) / own.sum() if own.sum() > 0 else 0.0
+        stamps[-chunks:] = (base + stretch * np.cumsum(own)).tolist()
     return stamps
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
 
 
 def trace_of(host: tuple[Any, Any]) -> dict[str, list[float]] | None:

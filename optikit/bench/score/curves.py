@@ -21,6 +21,10 @@ _METRIC = "metric_"
 """How the columns of a problem's metrics begin."""
 
 CURVATURE = ("hvp", "ggnvp", "hessian", "jacobian")
+"""Oracles whose calls make a trial one of second order."""
+
+CURVED = ("kfac", "ekfac", "foof")
+"""Methods that see the Gauss-Newton or Fisher matrix in the statistics of their gradients."""
 
 
 class Curve(NamedTuple):
@@ -32,7 +36,7 @@ class Curve(NamedTuple):
       grad_norms: the referee's max|g|.
       costs: by axis, one number (or None) per snapshot.
       warm_spread: bounds of the warm seconds at each snapshot.
-      second_order: whether it used any curvature oracle.
+      second_order: whether it used any curvature oracle, or is one of `CURVED`.
       facts: the trial's facts.
       optimizer: the label in the study. arguments: all it was given, swept or tuned ones included.
       machine: id of what its times depend on.
@@ -179,7 +183,7 @@ def _curve(job: Job, record: Record, optimum: float, prices: dict[str, float]) -
         grad_norms=[r["grad_norm"] for r in rows],
         costs={key: [axis.of(r, facts, prices) for r in rows] for key, axis in AXES.items()},
         warm_spread=[(r["warm_low"], r["warm_high"]) for r in rows],
-        second_order=any(last[kind] for kind in CURVATURE),
+        second_order=any(last[kind] for kind in CURVATURE) or facts.get("method") in CURVED,
         counts=last,
         facts=facts,
         optimizer=job.optimizer,
