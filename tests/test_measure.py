@@ -117,6 +117,19 @@ def test_refined_rows_are_those_of_an_undisturbed_run():
     assert all(a <= b for a, b in itertools.pairwise(run.first_seconds))
 
 
+def test_what_is_measured_once_for_a_problem_is_as_asked(tmp_path):
+    asked = ONCE | {"prices": False, "reference": False, "spectrum": True}
+    experiment = ok.Experiment(
+        "once", {"bowl": ok.Problem(lambda x: jnp.sum(jnp.arange(1.0, 4.0) * x**2), jnp.ones(3))},
+        {"newton": "newton"}, measure=asked, budget={"steps": 5},
+    )  # fmt: skip
+    facts = experiment.run(tmp_path).problems[0].facts
+    assert facts["reference"]["source"] == "the start, without a solve"
+    assert facts["prices"] == {}
+    (seen,) = facts["spectra"]
+    np.testing.assert_allclose(sorted(seen["largest"]), [2.0, 4.0, 6.0], rtol=1e-6)
+
+
 def test_a_study_narrows_first_hits_to_its_targets_and_others_change_no_identity(tmp_path):
     experiment = ok.Experiment(
         "refined", {"valley": "rosenbrock"}, {"adam": optax.adam(0.1)}, measure=ONCE,

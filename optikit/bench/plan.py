@@ -225,12 +225,16 @@ def _job(study: Study, problem: _Problem, **fields: Any) -> Job:
     )
 
 
+OF_PROBLEMS = ("prices", "reference", "spectrum")
+"""What of `Measure` is measured once for each problem."""
+
+
 def problem_job(job: Job) -> Job:
     """The job of what a trial shares with all others on its problem, however they are measured."""
     blank: dict[str, Any] = {
         "kind": "problem",
         "code": code_version(job.problem_use),
-        "measure": Measure(prices=job.measure.prices),
+        "measure": Measure(**{name: getattr(job.measure, name) for name in OF_PROBLEMS}),
         "role": "report",
     }
     for name in ("optimizer", "optimizer_use", "optimizer_arguments", "variant", "seed", "round"):
