@@ -16,15 +16,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import memoized, tally, times, tree
+from optikit.core import memoized, tree
 from optikit.globalize.search import (
     Globalize,
     Propose,
     Search,
     Trials,
+    along_line,
     is_finite,
     noise,
-    search_status,
 )
 from optikit.linalg.subproblem import unlimited
 
@@ -107,22 +107,9 @@ def backtracking(
         no = jnp.asarray(False)
         none = jnp.asarray(0, jnp.int32)
         run = lax.while_loop(running, body, _Run(one, at, no, no, none, slack, no, no))
-        end = tree.where(run.accepted, run.trial, at)
-        t = jnp.where(run.accepted, run.t, 0)
-        full = tree.norm(direction.step).astype(dtype)
-        return Search(
-            params=end.params,
-            next=end if gradients else None,
-            step_size=t,
-            step_norm=t * full,
-            full_norm=full,
-            promised=direction.promised,
-            scale=direction.scale,
-            accepted=run.accepted,
-            state=state,
-            counts=tally(direction.counts, times(run.trials, trials.price)),
-            status=search_status(run.accepted, run.seen_finite),
-            noise=run.noise,
-        )
+        return along_line(
+            at, direction, run.trial, run.t, run.accepted, run.seen_finite, run.trials, trials,
+            state=state, noise=run.noise,
+        )  # fmt: skip
 
     return Globalize(lambda at: (), search)

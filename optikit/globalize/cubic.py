@@ -10,31 +10,16 @@ optimization", part I, Algorithm 2.1; Gould, Porcelli & Toint (2012) for the upd
 interpolation.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Scalar, Status, memoized, tally, times, tree
+from optikit.core import Scalar, memoized, tree
+from optikit.globalize.region import Judged, search_in_region
 from optikit.globalize.search import Globalize, Propose, Search, Trials, verdict
+from optikit.linalg import Direction
 
 NEGLIGIBLE = 1e-3
 """Part of the predicted decrease below which the cubic term does not matter."""
-
-
-class _Run(NamedTuple):
-    sigma: Scalar
-    trial: Eval
-    step_norm: Scalar
-    promised: Scalar
-    scale: Scalar
-    accepted: Bool[Array, ""]
-    moved: Bool[Array, ""]  # the last trial was another point, to rounding
-    seen_finite: Bool[Array, ""]
-    trials: Int[Array, ""]
-    counts: Counts
 
 
 @memoized
@@ -72,19 +57,10 @@ def cubic_regularization(
         return jnp.where(size > 0, size / length**2, 1)
 
     def search(oracle: Oracle, at: Eval, propose: Propose, state: Scalar) -> Search:
-        dtype = at.value.dtype
-        least = float(jnp.finfo(dtype).tiny)
+        least = float(jnp.finfo(at.value.dtype).tiny)
 
-        def running(c: _Run) -> Array:
-            return ~c.accepted & (c.trials < max_trials) & c.moved
-
-        def body(c: _Run) -> _Run:
-            direction = propose(c.sigma)
-            size = tree.norm(direction.step).astype(dtype)
-            length = size if direction.length is None else direction.length
-            extra = c.sigma * length * length * length / 3
-            there = tree.add_scaled(at.params, 1.0, direction.step)
-            trial = evaluate(oracle, there, at)
+        def judge(weight: Scalar, direction: Direction, length: Scalar, trial: Eval) -> Judged:
+            extra = weight * length * length * length / 3
             seen = verdict(
                 at, trial, direction.predicted - extra, accept=accept, shrink_below=raise_below,
                 grow_above=lower_above,
@@ -99,42 +75,11 @@ def cubic_regularization(
             # a weight that no longer matters is left alone: many trials would bring it back
             idle = extra <= NEGLIGIBLE * direction.predicted
             factor = jnp.where(idle, jnp.maximum(factor, 1), factor)
-            return _Run(
-                sigma=jnp.maximum(factor * c.sigma, least),
-                trial=trial,
-                step_norm=size,
-                promised=jnp.where(c.trials == 0, direction.promised, c.promised),
-                scale=direction.scale,
-                accepted=seen.accepted,
-                moved=tree.max_abs(tree.subtract(there, at.params)) > 0,
-                seen_finite=c.seen_finite | seen.finite,
-                trials=c.trials + 1,
-                counts=tally(c.counts, direction.counts, evaluate.price),
-            )
+            always = jnp.asarray(True)  # the cubic term shortens every step
+            return Judged(seen, jnp.maximum(factor * weight, least), always)
 
-        no, zero = jnp.asarray(False), jnp.zeros((), dtype)
-        run = lax.while_loop(
-            running,
-            body,
-            _Run(
-                state, at, zero, zero, zero, no, ~no, no,
-                jnp.asarray(0, jnp.int32), times(0, Counts()),
-            ),
-        )  # fmt: skip
-        end = tree.where(run.accepted, run.trial, at)
-        failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
-        return Search(
-            params=end.params,
-            next=end,
-            step_size=run.sigma,
-            step_norm=jnp.where(run.accepted, run.step_norm, 0),
-            full_norm=jnp.full((), jnp.inf, dtype),  # the cubic term shortens every step
-            promised=run.promised,
-            scale=run.scale,
-            accepted=run.accepted,
-            state=run.sigma,
-            counts=run.counts,
-            status=jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32),
+        return search_in_region(
+            oracle, at, propose, state, judge, evaluate=evaluate, max_trials=max_trials
         )
 
     return Globalize(init, search)

@@ -21,15 +21,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Scalar, memoized, tally, times, tree
+from optikit.core import Scalar, memoized, tree
 from optikit.globalize.search import (
     Globalize,
     Propose,
     Search,
     Trials,
+    along_line,
     is_finite,
     noise,
-    search_status,
 )
 from optikit.linalg.subproblem import unlimited
 
@@ -153,22 +153,10 @@ def hager_zhang(
         # without both conditions, a decrease that is more than rounding has to do
         lower = run.best.value <= at.value + c1 * run.best_t * slope
         accepted = run.met | ((run.best_t > 0) & lower & (run.best.value < at.value))
-        end = tree.where(accepted, run.best, at)
-        t = jnp.where(accepted, run.best_t, 0)
-        full = tree.norm(d).astype(dtype)
-        return Search(
-            params=end.params,
-            next=end,
-            step_size=t,
-            step_norm=t * full,
-            full_norm=full,
-            promised=direction.promised,
-            scale=direction.scale,
-            accepted=accepted,
-            state=jnp.where(accepted, t, state),
-            counts=tally(direction.counts, times(run.trials, evaluate.price)),
-            status=search_status(accepted, run.seen_finite | ~descent),
-        )
+        return along_line(
+            at, direction, run.best, run.best_t, accepted, run.seen_finite | ~descent, run.trials,
+            evaluate, state=jnp.where(accepted, run.best_t, state),
+        )  # fmt: skip
 
     return Globalize(init, search)
 

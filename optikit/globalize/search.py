@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Counts, Params, Scalar, Status, tree
+from optikit.core import Counts, Params, Scalar, Status, tally, times, tree
 from optikit.linalg import Direction
 
 Propose = Callable[[Scalar], Direction]  # radius -> direction
@@ -128,3 +128,36 @@ def search_status(accepted: Bool[Array, ""], any_finite: Bool[Array, ""]) -> Int
     """RUNNING after an accepted step; else whether the trials were finite at all."""
     failed = jnp.where(any_finite, Status.LINE_SEARCH_FAILED.value, Status.NOT_FINITE.value)
     return jnp.where(accepted, Status.RUNNING.value, failed).astype(jnp.int32)
+
+
+def along_line(
+    at: Eval,
+    direction: Direction,
+    reached: Eval,
+    t: Scalar,
+    accepted: Bool[Array, ""],
+    seen_finite: Bool[Array, ""],
+    trials: Int[Array, ""],
+    evaluate: Trials,
+    *,
+    state: Any = (),
+    noise: Scalar | None = None,
+) -> Search:
+    """The Search of a line search that reached a point at t times a direction, accepted or not."""
+    end = tree.where(accepted, reached, at)
+    t = jnp.where(accepted, t, 0)
+    full = tree.norm(direction.step).astype(at.value.dtype)
+    return Search(
+        params=end.params,
+        next=end if evaluate.gradients else None,
+        step_size=t,
+        step_norm=t * full,
+        full_norm=full,
+        promised=direction.promised,
+        scale=direction.scale,
+        accepted=accepted,
+        state=state,
+        counts=tally(direction.counts, times(trials, evaluate.price)),
+        status=search_status(accepted, seen_finite),
+        noise=noise,
+    )

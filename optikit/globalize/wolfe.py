@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Scalar, memoized, tally, times, tree
+from optikit.core import Scalar, memoized, tree
 from optikit.core.loops import while_loop
 from optikit.globalize.search import (
     Globalize,
     Propose,
     Search,
     Trials,
+    along_line,
     is_finite,
     noise,
-    search_status,
 )
 from optikit.linalg.subproblem import unlimited
 
@@ -122,22 +122,10 @@ def wolfe(
         # without both conditions, a decrease that is more than rounding has to do
         decreased = run.low.f <= at.value + c1 * run.low.t * slope
         accepted = run.met | ((run.low.t > 0) & decreased & (run.low.f < at.value))
-        end = tree.where(accepted, run.best, at)
-        t = jnp.where(accepted, run.low.t, 0)
-        full = tree.norm(d).astype(dtype)
-        return Search(
-            params=end.params,
-            next=end,
-            step_size=t,
-            step_norm=t * full,
-            full_norm=full,
-            promised=direction.promised,
-            scale=direction.scale,
-            accepted=accepted,
-            state=state,
-            counts=tally(direction.counts, times(run.trials, evaluate.price)),
-            status=search_status(accepted, run.seen_finite | ~descent),
-        )
+        return along_line(
+            at, direction, run.best, run.low.t, accepted, run.seen_finite | ~descent, run.trials,
+            evaluate, state=state,
+        )  # fmt: skip
 
     return Globalize(lambda at: (), search)
 
