@@ -104,4 +104,5 @@ def search_outputs(
         state=(),
         counts=tally(times(run.trials - 1, Counts(value=1)), Counts(grad=1)),
         status=search_status(run.accepted, run.seen_finite),
+        left=jnp.full((), jnp.inf, dtype),
     )

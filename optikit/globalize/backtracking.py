@@ -25,6 +25,7 @@ from optikit.globalize.search import (
     along_line,
     is_finite,
     noise,
+    secant_left,
 )
 from optikit.linalg.subproblem import unlimited
 
@@ -37,6 +38,7 @@ class _Run(NamedTuple):
     trial: Eval
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
+    left: Array  # as in Search
     trials: Int[Array, ""]
     noise: Array  # of the value, as far as it is known
     again: Bool[Array, ""]  # the whole step is tried next, by the noise just measured
@@ -94,8 +96,8 @@ def backtracking(
                 enough |= (rise <= jnp.where(c.again, c.noise, slack)) & flatter & (slope < 0)
             again = shown & (heard > slack) & ~c.tried_again if gradients else c.again
             return _Run(
-                t, trial, finite & enough, c.seen_finite | finite, c.trials + 1, heard, again,
-                c.tried_again | again,
+                t, trial, finite & enough, c.seen_finite | finite,
+                secant_left(at, trial, c.left), c.trials + 1, heard, again, c.tried_again | again,
             )  # fmt: skip
 
         def _shorter(t, f0, slope, f_t):
@@ -106,10 +108,12 @@ def backtracking(
         one = jnp.ones((), dtype)
         no = jnp.asarray(False)
         none = jnp.asarray(0, jnp.int32)
-        run = lax.while_loop(running, body, _Run(one, at, no, no, none, slack, no, no))
+        run = lax.while_loop(
+            running, body, _Run(one, at, no, no, jnp.inf * one, none, slack, no, no)
+        )
         return along_line(
             at, direction, run.trial, run.t, run.accepted, run.seen_finite, run.trials, trials,
-            state=state, noise=run.noise,
+            left=run.left, state=state, noise=run.noise,
         )  # fmt: skip
 
     return Globalize(lambda at: (), search)

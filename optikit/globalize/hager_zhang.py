@@ -29,6 +29,7 @@ from optikit.globalize.search import (
     Trials,
     along_line,
     is_finite,
+    line_left,
     noise,
 )
 from optikit.linalg.subproblem import unlimited
@@ -55,6 +56,7 @@ class _Run(NamedTuple):
     met: Bool[Array, ""]
     done: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
+    left: Scalar
     trials: Int[Array, ""]
 
 
@@ -133,6 +135,7 @@ def hager_zhang(
                 met=met,
                 done=met | stuck,
                 seen_finite=c.seen_finite | finite,
+                left=line_left(slope, here.slope, here.t, c.left),
                 trials=c.trials + 1,
             )
 
@@ -147,7 +150,7 @@ def hager_zhang(
             body,
             _Run(
                 first, none, _Point(zero, slope), _Point(inf, zero), no, inf,
-                at, zero, no, ~descent, no, none,
+                at, zero, no, ~descent, no, inf, none,
             ),
         )  # fmt: skip
         # without both conditions, a decrease that is more than rounding has to do
@@ -155,7 +158,7 @@ def hager_zhang(
         accepted = run.met | ((run.best_t > 0) & lower & (run.best.value < at.value))
         return along_line(
             at, direction, run.best, run.best_t, accepted, run.seen_finite | ~descent, run.trials,
-            evaluate, state=jnp.where(accepted, run.best_t, state),
+            evaluate, left=run.left, state=jnp.where(accepted, run.best_t, state),
         )  # fmt: skip
 
     return Globalize(init, search)

@@ -25,6 +25,7 @@ from optikit.globalize.search import (
     is_finite,
     noise,
     search_status,
+    secant_left,
 )
 from optikit.linalg.subproblem import unlimited
 
@@ -34,6 +35,7 @@ class _Run(NamedTuple):
     trial: Eval
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
+    left: Scalar
     trials: Int[Array, ""]
 
 
@@ -81,11 +83,13 @@ def projected(box: Box, *, c1: float = 1e-4, max_trials: int = 40) -> Globalize:
                 trial,
                 finite & (enough | in_noise),
                 c.seen_finite | finite,
+                secant_left(at, trial, c.left),
                 c.trials + 1,
             )
 
         no = jnp.asarray(False)
-        start = _Run(jnp.ones((), dtype), at, no, no, jnp.asarray(0, jnp.int32))
+        inf = jnp.full((), jnp.inf, dtype)
+        start = _Run(jnp.ones((), dtype), at, no, no, inf, jnp.asarray(0, jnp.int32))
         run = lax.while_loop(running, body, start)
         end = tree.where(run.accepted, run.trial, at)
         step_norm = tree.norm(tree.subtract(end.params, at.params)).astype(dtype)
@@ -102,6 +106,7 @@ def projected(box: Box, *, c1: float = 1e-4, max_trials: int = 40) -> Globalize:
             state=state,
             counts=tally(direction.counts, times(run.trials, evaluate.price)),
             status=search_status(run.accepted, run.seen_finite),
+            left=run.left,
         )
 
     return Globalize(lambda at: (), search)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Scalar, Status, tally, times, tree
-from optikit.globalize.search import Propose, Search, Trials, Verdict
+from optikit.globalize.search import Propose, Search, Trials, Verdict, secant_left
 from optikit.linalg import Direction
 
 
@@ -40,6 +40,7 @@ class _Run(NamedTuple):
     accepted: Bool[Array, ""]
     moved: Bool[Array, ""]  # the last trial was another point, to rounding
     seen_finite: Bool[Array, ""]
+    left: Scalar
     trials: Int[Array, ""]
     counts: Counts
 
@@ -81,13 +82,15 @@ def search_in_region(
             accepted=seen.accepted,
             moved=tree.max_abs(tree.subtract(there, at.params)) > 0,
             seen_finite=c.seen_finite | seen.finite,
+            left=secant_left(at, trial, c.left),
             trials=c.trials + 1,
             counts=tally(c.counts, direction.counts, evaluate.price),
         )
 
     no, zero = jnp.asarray(False), jnp.zeros((), dtype)
     none, free = jnp.asarray(0, jnp.int32), times(0, Counts())
-    start = _Run(bound, at, zero, zero, zero, zero, no, ~no, no, none, free)
+    inf = jnp.full((), jnp.inf, dtype)
+    start = _Run(bound, at, zero, zero, zero, zero, no, ~no, no, inf, none, free)
     run = lax.while_loop(running, body, start)
     end = tree.where(run.accepted, run.trial, at)
     failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
@@ -103,4 +106,5 @@ def search_in_region(
         state=run.bound,
         counts=run.counts,
         status=jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32),
+        left=run.left,
     )

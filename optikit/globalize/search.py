@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -28,6 +29,8 @@ class Search(NamedTuple):
       state: for the next search.
       counts: of directions and evaluations.
       status: RUNNING, or why it failed.
+      left: what the line of the last trial holds from the start down to its minimum, by the slopes
+        at both; infinite where no trial tells.
       noise: the change of the value that rounding was seen to cause; a static None where the search
         does not look.
     """
@@ -43,6 +46,7 @@ class Search(NamedTuple):
     state: Any
     counts: Counts
     status: Int[Array, ""]
+    left: Scalar
     noise: Scalar | None = None
 
 
@@ -80,6 +84,29 @@ class Trials(NamedTuple):
 def noise(value: Scalar) -> Scalar:
     """The change of an objective that rounding alone can cause, a few units in the last place."""
     return 4 * tree.eps(value.dtype) * jnp.abs(value)
+
+
+def resolution(at: Eval) -> Scalar:
+    """The change of an objective that rounding its value or its parameters can cause."""
+    rounded = jax.tree.map(lambda x: 4 * tree.eps(x.dtype) * jnp.abs(x), at.params)
+    moved = tree.vdot(jax.tree.map(jnp.abs, at.grad), rounded).astype(at.value.dtype)
+    return noise(at.value) + jnp.where(jnp.isfinite(moved), moved, 0)
+
+
+def line_left(slope: Scalar, there: Scalar, t: Scalar, before: Scalar | float) -> Scalar:
+    """The decrease down to the minimum of a line, by its slopes at 0 and at t: the secant's.
+
+    Where they do not differ, as after a step too short to change anything, it is as `before`.
+    """
+    bend = jnp.abs(there - slope) / t
+    return jnp.where(jnp.isfinite(bend) & (bend > 0), slope**2 / (2 * bend), before)
+
+
+def secant_left(at: Eval, trial: Eval, before: Scalar | float) -> Scalar:
+    """`line_left` on the line from one evaluation to another."""
+    s, dtype = tree.subtract(trial.params, at.params), at.value.dtype
+    slope, there = (tree.vdot(x.grad, s).astype(dtype) for x in (at, trial))
+    return line_left(slope, there, jnp.ones((), dtype), before)
 
 
 def is_finite(at: Eval, *, with_gradient: bool) -> Bool[Array, ""]:
@@ -140,6 +167,7 @@ def along_line(
     trials: Int[Array, ""],
     evaluate: Trials,
     *,
+    left: Scalar,
     state: Any = (),
     noise: Scalar | None = None,
 ) -> Search:
@@ -159,5 +187,6 @@ def along_line(
         state=state,
         counts=tally(direction.counts, times(trials, evaluate.price)),
         status=search_status(accepted, seen_finite),
+        left=left,
         noise=noise,
     )

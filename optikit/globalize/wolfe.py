@@ -24,6 +24,7 @@ from optikit.globalize.search import (
     Trials,
     along_line,
     is_finite,
+    line_left,
     noise,
 )
 from optikit.linalg.subproblem import unlimited
@@ -46,6 +47,7 @@ class _Run(NamedTuple):
     met: Bool[Array, ""]
     done: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
+    left: Scalar
     trials: Int[Array, ""]
 
 
@@ -105,6 +107,7 @@ def wolfe(
                 met,
                 met | stuck,
                 c.seen_finite | finite,
+                line_left(slope, here.slope, here.t, c.left),
                 c.trials + 1,
             )
 
@@ -116,7 +119,7 @@ def wolfe(
             body,
             _Run(
                 jnp.ones((), dtype), start, at, _Point(inf, inf, zero),
-                no, no, ~descent, no, jnp.asarray(0, jnp.int32),
+                no, no, ~descent, no, inf, jnp.asarray(0, jnp.int32),
             ),
         )  # fmt: skip
         # without both conditions, a decrease that is more than rounding has to do
@@ -124,7 +127,7 @@ def wolfe(
         accepted = run.met | ((run.low.t > 0) & decreased & (run.low.f < at.value))
         return along_line(
             at, direction, run.best, run.low.t, accepted, run.seen_finite | ~descent, run.trials,
-            evaluate, state=state,
+            evaluate, left=run.left, state=state,
         )  # fmt: skip
 
     return Globalize(lambda at: (), search)

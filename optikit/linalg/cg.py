@@ -35,6 +35,12 @@ class _Run(NamedTuple):
     at_boundary: Bool[Array, ""]
     convex: Bool[Array, ""]  # no direction of negative curvature so far
     scale: Scalar  # largest |H p| / |p| so far
+    beyond: Scalar  # what the model would still give along p, where the radius cut it
+
+
+FADING = 10
+"""A curvature met in one step is remembered at a tenth of its size in the next: where a steep wall
+lies behind, the valley's curvature is no rounding of the wall's."""
 
 
 @memoized
@@ -85,10 +91,11 @@ def conjugate_gradients(
             measured = None if change is None else factor * tree.norm(run.s).astype(dtype)
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = factor**2 * curvature
+            bottom = run.beyond.astype(dtype) - (slope + curvature / 2)
             counts = times(run.iterations, op.price)
             return Direction(
                 s, slope, curvature, run.at_boundary, run.convex, run.scale.astype(dtype), counts,
-                length=measured,
+                bottom=bottom, length=measured,
             )  # fmt: skip
 
         look_along = convex_along(product, op.price, dtype) if kind == "hessian" else None
@@ -212,10 +219,12 @@ def truncated(
         rr = tree.vdot(r, r)
         p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
         done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
-        return _Run(s, r, p, rr, c.iterations + 1, done, leave, c.convex & (convex | flat), scale)
+        left = jnp.where(leave & convex, php * (alpha - tau) ** 2 / 2, 0)
+        still_convex = c.convex & (convex | flat)
+        return _Run(s, r, p, rr, c.iterations + 1, done, leave, still_convex, scale, left)
 
     zeros = tree.zeros_like(g)
     none, no, yes = jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.asarray(True)
-    scale = inner.scale.astype(dtype)
-    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, scale)
+    scale, nothing = inner.scale.astype(dtype) / FADING, jnp.zeros((), dtype)
+    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, scale, nothing)
     return lax.while_loop(running, body, start)

@@ -2,9 +2,10 @@
 
 One eigendecomposition per step serves every radius or weight that the step tries; saddles, the hard
 case and singular matrices need no case distinction there (see `optikit.linalg.secular`). Parameters
-are measured in units of their own, the smallest that an equilibration of the matrix has asked for
-so far: a ball in the user's units would hold back those with large ones, and small eigenvalues are
-only right to rounding of the largest.
+are measured in units of their own, those that an equilibration of the matrix asks for, which may
+grow by a factor of 2 a step: a ball in the user's units would hold back those with large ones, and
+small eigenvalues are only right to rounding of the largest. Units that could only shrink would
+measure a valley by the steepest wall ever met.
 
 Reference for the units: Moré (1978), "The Levenberg-Marquardt algorithm: implementation and
 theory", section 4.
@@ -25,6 +26,9 @@ from optikit.linalg.secular import Spectrum, in_ball, spectrum, under_cubic
 from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 Region = Literal["ball", "cubic"]
+
+RELAXED = 2
+"""How much larger a parameter's unit may be than at the step before."""
 
 
 @memoized
@@ -86,15 +90,15 @@ def exact(*, region: Region = "ball", scaled: bool = True) -> Subproblem:
 
 
 def measured_in(
-    matrix: Float[Array, "n n"], smallest: Float[Array, " n"] | None
+    matrix: Float[Array, "n n"], earlier: Float[Array, " n"] | None
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """The smallest units of the parameters so far, and the same with a geometric mean of 1.
+    """The units of the parameters, and the same with a geometric mean of 1.
 
     So that the region stays a ball where all curvatures are alike. A parameter without curvature
     has no unit yet.
 
     Args:
-      smallest: infinite where there is none so far.
+      earlier: those of the last step, infinite where there was none; at most doubled.
 
     Example:
       >>> _, scale = measured_in(jnp.diag(jnp.array([4.0, 1.0])), None)
@@ -102,7 +106,7 @@ def measured_in(
       [0.7071, 1.4142]
     """
     units = jnp.where(jnp.any(matrix != 0, axis=0), equilibration(matrix), jnp.inf)
-    units = units if smallest is None else jnp.minimum(smallest, units)
+    units = units if earlier is None else jnp.minimum(RELAXED * earlier, units)
     logs = jnp.where(jnp.isfinite(units), jnp.log(units), 0)
     return units, jnp.exp(logs - jnp.mean(logs))
 

@@ -3,7 +3,7 @@
 Reference: Nocedal & Wright (2006), Algorithm 6.1 and eq. 6.20 for the first scaling.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -50,8 +50,10 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
         gradient = ravel_pytree(at.grad)[0]
         direction = -jnp.matmul(state.inverse_hessian, gradient, precision=HIGHEST)
         search, s, y = search_along(globalize, oracle, at, direction)
-        search, again = forgiven(search, state.fresh)
-        new = tree.where(again, init(at), updated(state, s, y, search.accepted))
+        search, again = forgiven(search, at, state.fresh)
+        new = tree.where(
+            again, init(cast("Eval", search.next)), updated(state, s, y, search.accepted)
+        )
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, learns=True, name="bfgs")

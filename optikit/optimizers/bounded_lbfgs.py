@@ -94,8 +94,8 @@ def _lbfgs_inside(box: Box, memory: int, max_trials: int) -> Optimizer:
         end = cast("Eval", search.next)
         s = ravel_pytree(tree.subtract(end.params, at.params))[0]
         y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]
-        search, again = forgiven(search, ~state.learnt)
-        new = tree.where(again, init(at), _updated(state, s, y, search.accepted))
+        search, again = forgiven(search, at, ~state.learnt)
+        new = tree.where(again, init(end), _updated(state, s, y, search.accepted))
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, measure=measure, monotone=True, name="lbfgs")

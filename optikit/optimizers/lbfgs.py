@@ -8,7 +8,7 @@ References: Byrd, Nocedal & Schnabel (1994), "Representations of quasi-Newton ma
 Nocedal & Wright (2006), Algorithm 7.5 and eq. 7.20 for the scaling.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -74,11 +74,12 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
         unseen = OVERSHOOT * state.gamma * jnp.vdot(gradient, gradient) / 2
         unseen = unseen.astype(search.promised.dtype)
         search = search._replace(promised=jnp.maximum(search.promised, unseen))
-        search, again = forgiven(search, state.held == 0)
+        search, again = forgiven(search, at, state.held == 0)
+        end = ravel_pytree(cast("Eval", search.next).grad)[0]
         new = _updated(state, s, y, search.accepted)
         new = new._replace(
             held=jnp.where(again, 0, new.held),
-            gamma=jnp.where(again, first_scale(gradient), new.gamma),
+            gamma=jnp.where(again, first_scale(end), new.gamma),
         )
         return search.params, search.next, new, info_from_search(search)
 

@@ -112,10 +112,11 @@ def nonlinear_cg(
         lately = jnp.where(kept, -slope * search.step_size / products.old, 0)
         reach = jnp.maximum(0.9 * state.reach, lately)
         promised = jnp.where(reach > 0, reach, 1) * products.old / 2
+        search, again = forgiven(search._replace(promised=promised), at, state.since == 0)
+        kept &= ~again
         new = NonlinearCgState(
-            jnp.where(kept, turned, -g), jnp.where(kept, since, 0), reach, search.state
+            jnp.where(kept, turned, -new_g), jnp.where(kept, since, 0), reach, search.state
         )
-        search = forgiven(search._replace(promised=promised), state.since == 0)[0]
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, learns=True, name="nonlinear-cg")

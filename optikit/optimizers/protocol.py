@@ -211,7 +211,12 @@ def info_from_search(search: Search, **extras: Array) -> StepInfo:
         counts=search.counts,
         predicted=search.promised,
         status=search.status,
-        extras={"step_size": search.step_size, "full_norm": search.full_norm, **extras},
+        extras={
+            "step_size": search.step_size,
+            "full_norm": search.full_norm,
+            "left": search.left,
+            **extras,
+        },
     )
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Scalar, Status, times, tree
 from optikit.globalize import Globalize, Search
+from optikit.globalize.search import resolution
 from optikit.linalg import Direction
 
 OVERSHOOT = 100.0
@@ -39,16 +40,36 @@ def search_along(
     return search, s, y
 
 
-def forgiven(search: Search, fresh: Bool[Array, ""]) -> tuple[Search, Bool[Array, ""]]:
-    """The search, and whether what was learnt is to be forgotten because it failed.
+def forgiven(search: Search, at: Eval, fresh: Bool[Array, ""]) -> tuple[Search, Bool[Array, ""]]:
+    """The search, and whether what was learnt is to be forgotten because it has come to an end.
 
-    A failure is final only along the first direction, which is the gradient's; otherwise the next
-    step starts from there, and the search is reported as going on.
+    It has if its direction fails, and if promise and gain are both rounding: a curvature learnt on
+    a steep wall promises nothing in the valley behind it. That is final only along the first
+    direction, which is the gradient's, and there the promise is what the line's own slopes say;
+    otherwise the next step starts anew, and the search is reported as going on.
     """
-    failed = search.status == Status.LINE_SEARCH_FAILED.value
-    again = failed & ~search.accepted & ~fresh
-    status = jnp.where(again, Status.RUNNING.value, search.status).astype(jnp.int32)
-    return search._replace(status=status), again
+    assert search.next is not None
+    failed = (search.status == Status.LINE_SEARCH_FAILED.value) & ~search.accepted
+    again, promised, left = spent(at, search.next, search.promised, search.left, failed, fresh)
+    status = jnp.where(again & failed, Status.RUNNING.value, search.status).astype(jnp.int32)
+    return search._replace(status=status, promised=promised, left=left), again
+
+
+def spent(
+    at: Eval,
+    end: Eval,
+    promised: Scalar,
+    left: Scalar,
+    failed: Bool[Array, ""],
+    fresh: Bool[Array, ""],
+) -> tuple[Bool[Array, ""], Scalar, Scalar]:
+    """Whether to forget, as in `forgiven`; what is promised then, and what the line has left."""
+    left = jnp.where(promised == 0, 0, left)  # no direction, no trial: a stationary point
+    floor = resolution(end)
+    ended = (promised <= floor) & (jnp.abs(at.value - end.value) <= floor)
+    again = (failed | ended) & ~fresh
+    promised = jnp.where(fresh, left, jnp.where(again, jnp.inf, promised))
+    return again, promised, jnp.where(fresh, left, jnp.inf)
 
 
 def is_curved(s: Array, y: Array) -> Bool[Array, ""]:

@@ -20,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from optikit.calculus import Eval, Oracle
 from optikit.core import Key, Scalar, Status, memoized, times, tree
 from optikit.core.tree import HIGHEST
-from optikit.globalize.search import Trials, verdict
+from optikit.globalize.search import Trials, secant_left, verdict
 from optikit.linalg.exact import decomposed, measured_in, proposal
 from optikit.optimizers.protocol import Optimizer, StepInfo
-from optikit.optimizers.quasi_newton import first_scale, is_curved
+from optikit.optimizers.quasi_newton import first_scale, is_curved, spent
 
 
 class Sr1State(NamedTuple):
@@ -32,7 +32,7 @@ class Sr1State(NamedTuple):
     matrix: Float[Array, "n n"]  # B, symmetric, of any signature
     fresh: Bool[Array, ""]  # no pair has been learnt yet
     radius: Scalar
-    units: Float[Array, " n"]  # of the parameters, the smallest so far
+    units: Float[Array, " n"]  # of the parameters, at the last step
 
 
 class _Run(NamedTuple):
@@ -42,6 +42,7 @@ class _Run(NamedTuple):
     promised: Scalar
     accepted: Bool[Array, ""]
     seen_finite: Bool[Array, ""]
+    left: Scalar
     trials: Int[Array, ""]
 
 
@@ -95,7 +96,9 @@ def sr1(
             if scaled:
                 units, scale = measured_in(matrix, units)
             vectors, model = decomposed(scale[:, None] * matrix * scale[None, :], scale * gradient)
-            d, _ = proposal(model, bound.astype(gradient.dtype), "ball", length, vectors.T, dtype)
+            d, left = proposal(
+                model, bound.astype(gradient.dtype), "ball", length, vectors.T, dtype
+            )
             step = scale * d.step
             trial = evaluate(oracle, tree.add(at.params, unravel(step)), at)
             seen = verdict(at, trial, d.predicted, accept=accept, shrink_below=0.1, grow_above=0.75)
@@ -113,26 +116,32 @@ def sr1(
                 learnt._replace(radius=new, units=units),
                 trial,
                 jnp.linalg.norm(step).astype(dtype),
-                jnp.where(c.trials == 0, d.predicted, c.promised),
+                jnp.where(c.trials == 0, left, c.promised),
                 seen.accepted,
                 c.seen_finite | seen.finite,
+                secant_left(at, trial, c.left),
                 c.trials + 1,
             )
 
         no, zero = jnp.asarray(False), jnp.zeros((), dtype)
-        start = _Run(state, at, zero, zero, no, no, jnp.asarray(0, jnp.int32))
+        inf = jnp.full((), jnp.inf, dtype)
+        start = _Run(state, at, zero, zero, no, no, inf, jnp.asarray(0, jnp.int32))
         run = lax.while_loop(running, body, start)
         end = tree.where(run.accepted, run.trial, at)
         failed = jnp.where(run.seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
+        status = jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32)
+        again, promised, left = spent(at, end, run.promised, run.left, ~run.accepted, state.fresh)
+        again &= run.seen_finite
+        model = tree.where(again, init(end), run.model)
         info = StepInfo(
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
             accepted=run.accepted,
             counts=times(run.trials, evaluate.price),
-            predicted=run.promised,
-            status=jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32),
-            extras={"step_size": run.model.radius},
+            predicted=promised,
+            status=jnp.where(again, Status.RUNNING.value, status),
+            extras={"step_size": run.model.radius, "left": left},
         )
-        return end.params, end, run.model, info
+        return end.params, end, model, info
 
     return Optimizer(init, step, monotone=True, learns=True, name="sr1")
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, Scalar, Status, tally, tree
-from optikit.globalize.search import noise
+from optikit.globalize.search import resolution
 from optikit.optimizers import Optimizer, StepInfo
 from optikit.optimizers.protocol import folded, keep
 from optikit.solve.solution import Trace
@@ -116,7 +116,7 @@ def one_step(
         )
     status = _judge(p, at, info, largest, usable, stalled, converged)
     if optimizer.learns:
-        status = _doubted(status, at, largest, p.start_grad, tol)
+        status = _doubted(status, at, info, largest, p.start_grad, tol)
     steps = p.steps + 1
     trace = None
     if p.trace is not None:
@@ -216,7 +216,7 @@ def _judge(
         gained = p.at.value - at.value
         gave_up = (status == Status.LINE_SEARCH_FAILED.value) | (status == Status.STALLED.value)
         calmer = 2 * largest <= p.largest
-        slack = jnp.minimum(noise(p.at.value), noise(at.value))
+        slack = jnp.minimum(resolution(p.at), resolution(at))
         if "noise" in info.extras:
             slack = jnp.maximum(slack, info.extras["noise"])
         resolved = (jnp.abs(info.predicted) <= slack) & (jnp.abs(gained) <= slack)
@@ -224,23 +224,34 @@ def _judge(
         exhausted = resolved & (gave_up | ended)
         status = jnp.where(exhausted, Status.CONVERGED_TO_PRECISION.value, status)
     status = jnp.where(converged & usable, Status.CONVERGED.value, status)
-    bottom = -jnp.sqrt(jnp.finfo(at.value.dtype).max).astype(at.value.dtype)
+    # while the square and the cube of such a number are still finite
+    bottom = -(jnp.finfo(at.value.dtype).max ** (1 / 3)).astype(at.value.dtype)
     status = jnp.where(at.value < bottom, Status.UNBOUNDED.value, status)
     lost = ~usable & (status != Status.UNBOUNDED.value)
     return jnp.where(lost, Status.NOT_FINITE.value, status).astype(jnp.int32)
 
 
 def _doubted(
-    status: Int[Array, ""], at: Eval, largest: Scalar, start_grad: Scalar, tol: Scalar
+    status: Int[Array, ""],
+    at: Eval,
+    info: StepInfo,
+    largest: Scalar,
+    start_grad: Scalar,
+    tol: Scalar,
 ) -> Int[Array, ""]:
-    """The status of a method that learns its curvature: no end at precision with a large gradient.
+    """The status of a method that learns its curvature: an end at precision has to be shown.
 
-    A promise of rounding size may only say that the curvature was learnt elsewhere.
+    A promise of rounding size may only say that the curvature was learnt elsewhere. Either the
+    first-order change is small too, or a line that was searched holds nothing more by its own
+    slopes (not at a kink, where the slope turns without having shrunk).
     """
-    scale = jnp.maximum(jnp.maximum(1, jnp.abs(at.value)), start_grad)
-    large = largest > jnp.maximum(tol**0.75, tree.eps(tol.dtype) ** 0.5) * scale
+    loose, eps = jnp.maximum(tol**0.75, tree.eps(tol.dtype) ** 0.5), tree.eps(tol.dtype)
+    shown = first_order_small(at, loose)
+    if "left" in info.extras:
+        shrunk = largest <= eps**0.5 * start_grad
+        shown |= shrunk & (info.extras["left"] <= resolution(at))
     claimed = status == Status.CONVERGED_TO_PRECISION.value
-    return jnp.where(claimed & large, Status.STALLED.value, status).astype(jnp.int32)
+    return jnp.where(claimed & ~shown, Status.STALLED.value, status).astype(jnp.int32)
 
 
 def blank_trace(
