@@ -185,9 +185,17 @@ def report(
         str | None, typer.Option(help="Write figures for a paper too: pdf, png or svg")
     ] = None,
 ) -> None:
-    """Print the table and write the page of a results folder, as far as it has got."""
-    from optikit.bench.experiment import load
+    """Print the table and write the page of a results folder, as far as it has got.
 
+    Where the folder cannot be written, the table is all there is.
+    """
+    from optikit.bench.experiment import load
+    from optikit.bench.report.figures import FORMATS
+    from optikit.bench.store import StoreError
+
+    if figures is not None and figures not in FORMATS:
+        msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
+        raise typer.BadParameter(msg)
     results = load(folder)
     missing = len(results.jobs) - len(results.records)
     if missing:
@@ -195,15 +203,12 @@ def report(
     codes = {job.id: job.code for job in results.jobs}
     if any(record.job.get("code") != codes[k] for k, record in results.records.items()):
         print("recorded by another version of the code; `run` would run it anew", file=sys.stderr)
-    page = results.page()
     print(results.summary.as_json()) if json else results.summary.print()
-    print(f"Page: {page}", file=sys.stderr)
+    try:
+        print(f"Page: {results.page()}", file=sys.stderr)
+    except StoreError as error:  # of a read-only folder the table is worth having
+        print(f"no page: {error}", file=sys.stderr)
     if figures is not None:
-        from optikit.bench.report.figures import FORMATS
-
-        if figures not in FORMATS:
-            msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
-            raise typer.BadParameter(msg)
         drawn = results.figures(format=figures)
         print(f"Figures: {len(drawn)} in {folder / 'figures'}", file=sys.stderr)
 
