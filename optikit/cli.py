@@ -52,16 +52,34 @@ Track = Annotated[str | None, typer.Option(help="trackio or wandb, beside our ow
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
+    code = _carried_out()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    sys.exit(code)
+
+
+def _carried_out() -> Any:
+    """Run the command that the arguments name; gives its exit code."""
     from optikit.bench import ConfigError, ExecutorError, QueryError, StoreError, TrackerError
 
     try:
         app()
     except (ConfigError, ExecutorError, QueryError, StoreError, TrackerError) as error:
         print(error, file=sys.stderr)
-        sys.exit(WRONG)
-    except BrokenPipeError:  # e.g. piped into head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return WRONG
+    except SystemExit as ended:
+        # where the reader has left, as `head` does, Typer and Rich would end with 1
+        if not isinstance(ended.__context__, BrokenPipeError):
+            return ended.code
+        _discard_stdout()
+    return 0
+
+
+def _discard_stdout() -> None:
+    """Nobody reads on: what is still buffered must not fail when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command("bench", hidden=True)
@@ -203,11 +221,12 @@ def report(
     codes = {job.id: job.code for job in results.jobs}
     if any(record.job.get("code") != codes[k] for k, record in results.records.items()):
         print("recorded by another version of the code; `run` would run it anew", file=sys.stderr)
-    print(results.summary.as_json()) if json else results.summary.print()
     try:
-        print(f"Page: {results.page()}", file=sys.stderr)
+        page = f"Page: {results.page()}"
     except StoreError as error:  # of a read-only folder the table is worth having
-        print(f"no page: {error}", file=sys.stderr)
+        page = f"no page: {error}"
+    print(results.summary.as_json()) if json else results.summary.print()
+    print(page, file=sys.stderr)
     if figures is not None:
         drawn = results.figures(format=figures)
         print(f"Figures: {len(drawn)} in {folder / 'figures'}", file=sys.stderr)

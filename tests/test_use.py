@@ -230,6 +230,21 @@ def test_a_study_of_objects_is_resumed_by_its_script_only(tmp_path):
     assert "run the script that made it again" in cli("resume", "o", cwd=tmp_path, check=2).stderr
 
 
+def test_what_a_problem_prints_stays_out_of_the_json(tmp_path):
+    (tmp_path / "talking.py").write_text(
+        "import optikit as ok\n\n\ndef bowl():\n    print('it is made')\n"
+        "    return ok.problems.quadratic(n=2)\n"
+    )
+    study = tmp_path / "s.yaml"
+    study.write_text(
+        "name: s\nproblems: {bowl: {use: 'talking:bowl'}}\noptimizers: {newton: {use: newton}}\n"
+        "measure: {repeats: 1, flops: false, prices: false, certificates: false}\n"
+    )
+    done = cli("run", study, "--out", "r", "--executor", "inline", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["rows"]
+    assert "it is made" in done.stderr
+
+
 # --- queries -------------------------------------------------------------------------------------
 
 
@@ -246,6 +261,33 @@ def test_questions_are_answered_from_trials_and_snapshots(results):
     assert set(rows[0]) == {"step", "value"}
     assert query(results, "WITH t AS (SELECT 1 AS x) SELECT * FROM t").rows == [(1,)]
     assert str(query(results, "SELECT 'a\tb\nc' AS x, NULL AS y")) == "x\ty\na b c\t"
+
+
+@pytest.mark.parametrize("arguments", [
+    ("query", "{}", "SELECT * FROM range(1)"),  # fits into the buffer of stdout
+    ("query", "{}", "SELECT * FROM range(100_000)"),
+    ("report", "{}"), ("--help",),
+])  # fmt: skip
+def test_a_reader_that_leaves_is_no_failure(arguments, results):
+    left = subprocess.Popen(
+        [sys.executable, "-m", "optikit.cli", *(a.format(results) for a in arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    left.stdout.close()
+    assert "Broken" not in left.stderr.read()
+    left.stderr.close()
+    assert left.wait(timeout=60) == 0
+
+
+def test_a_reader_that_leaves_does_not_hide_what_was_found(results):
+    wrong = subprocess.Popen(
+        [sys.executable, "-m", "optikit.cli", "query", results, "DROP TABLE trials"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wrong.stdout.close()
+    assert "one SELECT" in wrong.stderr.read()
+    wrong.stderr.close()
+    assert wrong.wait(timeout=60) == 2
 
 
 HARM = [
