@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from optikit.bench import limits, yaml_source
 from optikit.bench.entries import unknown_entry
 from optikit.bench.factories import declared_by, find_factory
+from optikit.bench.plain import on_one_line
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry
 from optikit.bench.spaces import kind_of
@@ -172,14 +173,9 @@ class ConfigError(Exception):
         self.problems = sorted(problems)
         lines = [
             f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
-            for m, text in ((m, _on_one_line(text)) for m, text in self.problems)
+            for m, text in ((m, on_one_line(text)) for m, text in self.problems)
         ]
         super().__init__("\n".join(lines))
-
-
-def _on_one_line(text: str) -> str:
-    """Text from a file as it may be shown: no line ends, no control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:

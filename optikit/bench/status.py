@@ -10,6 +10,7 @@ from optikit.bench import store
 from optikit.bench.batches import batched
 from optikit.bench.earlier import earlier
 from optikit.bench.lock import is_held
+from optikit.bench.plain import on_one_line
 from optikit.bench.plan import Job, outlook
 from optikit.bench.record import Record
 from optikit.bench.run import manner_of, planned, study_of
@@ -60,7 +61,7 @@ class Progress(NamedTuple):
             for b in self.best
         ]
         lines += [f"  failed: {f['title']}: {f['reason']}" for f in self.failed]
-        return "\n".join(lines)
+        return "\n".join(map(on_one_line, lines))
 
     def _recorded(self) -> str:
         other = "by another version of the code"
