@@ -231,6 +231,19 @@ def test_a_failing_trial_is_recorded_told_and_tried_again(tmp_path):
     assert found.page().exists()
 
 
+def test_a_factory_that_returns_no_optimizer_is_told_what_to_return(tmp_path, monkeypatch):
+    (tmp_path / "seven_returned.py").write_text("def seven():\n    return 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = ok.Experiment(
+        "seven", {"bowl": "double-well"}, {"seven": {"use": "seven_returned:seven"}, "n": "newton"},
+        measure=SMALL, budget={"steps": 5},
+    ).run(tmp_path / "r", executor="inline")  # fmt: skip
+    assert [reason for _, reason in found.summary.failures] == [
+        "TypeError: seven_returned:seven returned int 7: an optimizer factory returns an Optimizer or "
+        "an optax transformation."
+    ]
+
+
 def test_what_a_message_holds_beyond_text_does_not_reach_the_terminal(tmp_path, capsys):
     said = "\x1b[31m red\r [/x] :boom:\nand a line more"
 
