@@ -537,6 +537,18 @@ def test_seeds_that_repeat_one_run_are_one_seed():
     assert "second order pays" in verdict(alike._replace(curves=moved), 1e-6)
 
 
+def test_a_problem_that_starts_at_its_optimum_is_no_race():
+    p = rivals(2.0, 10.0)
+    there = p._replace(curves=[c._replace(gaps=[0.0] * len(c.gaps)) for c in p.curves])
+    told = verdict(there, 1e-6)
+    assert told == (
+        f"On {p.label}, every trial starts at the best known value and none found a lower one: "
+        "nothing to compare."
+    )
+    one = p._replace(curves=[there.curves[0], *p.curves[1:]])
+    assert "nothing to compare" not in verdict(one, 1e-6)
+
+
 def test_without_a_good_clock_verdicts_speak_of_counted_costs():
     p = rivals(2.0, 10.0)
     throttled = p._replace(curves=[c._replace(facts={"invalid": ["throttled"]}) for c in p.curves])
