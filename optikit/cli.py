@@ -52,16 +52,34 @@ Track = Annotated[str | None, typer.Option(help="trackio or wandb, beside our ow
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
+    code = _carried_out()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    sys.exit(code)
+
+
+def _carried_out() -> Any:
+    """Run the command that the arguments name; gives its exit code."""
     from optikit.bench import ConfigError, ExecutorError, QueryError, StoreError, TrackerError
 
     try:
         app()
     except (ConfigError, ExecutorError, QueryError, StoreError, TrackerError) as error:
         print(error, file=sys.stderr)
-        sys.exit(WRONG)
-    except BrokenPipeError:  # e.g. piped into head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return WRONG
+    except SystemExit as ended:
+        # where the reader has left, as `head` does, Typer and Rich would end with 1
+        if not isinstance(ended.__context__, BrokenPipeError):
+            return ended.code
+        _discard_stdout()
+    return 0
+
+
+def _discard_stdout() -> None:
+    """Nobody reads on: what is still buffered must not fail when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command("bench", hidden=True)
@@ -185,9 +203,17 @@ def report(
         str | None, typer.Option(help="Write figures for a paper too: pdf, png or svg")
     ] = None,
 ) -> None:
-    """Print the table and write the page of a results folder, as far as it has got."""
-    from optikit.bench.experiment import load
+    """Print the table and write the page of a results folder, as far as it has got.
 
+    Where the folder cannot be written, the table is all there is.
+    """
+    from optikit.bench.experiment import load
+    from optikit.bench.report.figures import FORMATS
+    from optikit.bench.store import StoreError
+
+    if figures is not None and figures not in FORMATS:
+        msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
+        raise typer.BadParameter(msg)
     results = load(folder)
     missing = len(results.jobs) - len(results.records)
     if missing:
@@ -195,15 +221,13 @@ def report(
     codes = {job.id: job.code for job in results.jobs}
     if any(record.job.get("code") != codes[k] for k, record in results.records.items()):
         print("recorded by another version of the code; `run` would run it anew", file=sys.stderr)
-    page = results.page()
+    try:
+        page = f"Page: {results.page()}"
+    except StoreError as error:  # of a read-only folder the table is worth having
+        page = f"no page: {error}"
     print(results.summary.as_json()) if json else results.summary.print()
-    print(f"Page: {page}", file=sys.stderr)
+    print(page, file=sys.stderr)
     if figures is not None:
-        from optikit.bench.report.figures import FORMATS
-
-        if figures not in FORMATS:
-            msg = f"--figures {figures}: choose from {', '.join(FORMATS)}"
-            raise typer.BadParameter(msg)
         drawn = results.figures(format=figures)
         print(f"Figures: {len(drawn)} in {folder / 'figures'}", file=sys.stderr)
 

@@ -347,6 +347,15 @@ def test_names_and_loaders_of_the_users_own():
     assert load(lambda: (X, Y)).classes == 2
     with pytest.raises(ValueError, match=r"unknown data set 'irsi': choose from .* 'file:PATH'"):
         load("irsi")
+    for wrong in ("ftp://x", "C:\\rows.csv", "my_lab:"):
+        with pytest.raises(
+            ValueError, match=r"unknown address .* begin with file:, http:, https:, openml:"
+        ):
+            load(wrong)
+    with pytest.raises(ImportError, match=r"no module 'ftp'; .* Other addresses begin with file:"):
+        load("ftp:x")
+    with pytest.raises(ImportError, match="module 'math' has no 'rows'"):
+        load("math:rows")
 
 
 @pytest.mark.skipif(not os.environ.get("OPTIKIT_DATA"), reason="OPTIKIT_DATA is not set")

@@ -327,6 +327,7 @@ def test_texts_come_by_name_file_and_function(tmp_path, monkeypatch):
     for given, said in (
         ("file:bad.txt", "UTF-8"), ("file:none.txt", "empty"), ("shakespeare", "unknown text"),
         ("file:notes.txt#target=x", "known is sha256"), ("file:notes.txt#sha256=00", "sha256"),
+        ("openml:x y", "unknown address"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             load_text(given)

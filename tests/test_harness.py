@@ -17,8 +17,9 @@ import pytest
 from calls import called
 
 import optikit as ok
-from optikit.bench import store
+from optikit.bench import progress, query, store
 from optikit.bench.axes import AXES
+from optikit.bench.live import Lines
 from optikit.bench.plan import plan
 from optikit.bench.score import hit, main_target, verdict
 from optikit.bench.spec import load_study
@@ -228,6 +229,41 @@ def test_a_failing_trial_is_recorded_told_and_tried_again(tmp_path):
     assert "deliberately" in found.summary.failures[0][1]
     assert [p.label for p in found.problems] == ["fine"]
     assert found.page().exists()
+
+
+def test_a_factory_that_returns_no_optimizer_is_told_what_to_return(tmp_path, monkeypatch):
+    (tmp_path / "seven_returned.py").write_text("def seven():\n    return 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = ok.Experiment(
+        "seven", {"bowl": "double-well"}, {"seven": {"use": "seven_returned:seven"}, "n": "newton"},
+        measure=SMALL, budget={"steps": 5},
+    ).run(tmp_path / "r", executor="inline")  # fmt: skip
+    assert [reason for _, reason in found.summary.failures] == [
+        "TypeError: seven_returned:seven returned int 7: an optimizer factory returns an Optimizer or "
+        "an optax transformation."
+    ]
+
+
+def test_what_a_message_holds_beyond_text_does_not_reach_the_terminal(tmp_path, capsys):
+    said = "\x1b[31m red\r [/x] :boom:\nand a line more"
+
+    def broken(x):
+        raise RuntimeError(said)
+
+    found = ok.Experiment(
+        "broken", {"broken": ok.Problem(broken, np.zeros(2))}, {"newton": "newton"}, measure=SMALL,
+        budget={"steps": 5},
+    ).run(tmp_path, watcher=Lines(tmp_path))  # fmt: skip
+    found.summary.print()
+    print(progress(tmp_path))
+    print(query(tmp_path, "SELECT error FROM trials"))
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert r"\x1b[31m red\r [/x] :boom:" in text
+    assert f"RuntimeError: {said}" in {
+        r.facts["error"] for r in found.records.values()
+    }  # kept whole
 
 
 def test_a_solver_that_diverges_is_a_result():

@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 
 import optikit as ok
+from optikit.bench.signature import registry, signature
 from optikit.problems import PROBLEMS
 from optikit.problems.mgh import FUNCTIONS, PUBLISHED, mgh
 from optikit.problems.synthetic import design
@@ -239,7 +240,8 @@ def test_the_smoothed_quantile_is_within_its_width_of_the_exact():
     ("quadratic", {"condition": 0.5}, "at least 1"),
     ("quadratic", {"spectrum": "flat"}, "unknown spectrum"),
     ("double-well", {"wells": 9}, "wells must be"),
-    ("product-saddle", {"n": 1}, "n >= 2"),
+    ("product-saddle", {"n": 1}, "n must be at least 2"),
+    ("deep-autoencoder", {"hidden": [8, 0]}, "hidden must be at least 1"),
     ("matrix-factorization", {"rank": 50}, "rank must be"),
     ("matrix-factorization", {"observed": 0.0}, "share"),
     ("quantile-regression", {"q": 1.0}, "between 0 and 1"),
@@ -275,6 +277,21 @@ for wrong in ({"name": "NOSUCH"}, {"name": "ROSENBR", "n": 5}, {"name": "ROSENBR
     except ValueError as error:
         print(error)
 """
+
+
+NAMED_SIZES = [
+    (name, parameter.name)
+    for name, target in sorted(registry("optikit.problems", "PROBLEMS").items())
+    for parameter in signature(target).parameters
+    if int in parameter.types and not {"seed", "start"} & {parameter.name}
+]
+
+
+@pytest.mark.parametrize(("name", "size"), NAMED_SIZES)
+def test_impossible_sizes_are_named(name, size):
+    needed = {"name": "ROSENBR"} if name == "cutest" else {}
+    with pytest.raises(ValueError, match=rf"\b{size}\b.*-3"):
+        PROBLEMS[name](**needed, **{size: -3})
 
 
 def test_cutest_problems_come_alone():

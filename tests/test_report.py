@@ -209,6 +209,18 @@ def test_the_command_writes_page_and_figures(tmp_path):
     assert "choose from pdf, png, svg" in wrong.stderr
 
 
+def test_figures_that_cannot_be_written_are_an_error_in_words(made, tmp_path):
+    place = tmp_path / "figures"
+    place.touch()
+    with pytest.raises(store.StoreError, match=r"figures cannot be written \(File exists\)"):
+        figures(made, place, "png")
+    place.unlink()
+    (place / "convergence-p0.svg").mkdir(parents=True)
+    with pytest.raises(store.StoreError, match=r"convergence-p0\.svg cannot be written"):
+        figures(made, place, "svg")
+    assert [path.name for path in place.iterdir()] == ["convergence-p0.svg"]  # no half figure
+
+
 # --- in a browser
 
 

@@ -532,9 +532,32 @@ def test_seeds_that_repeat_one_run_are_one_seed():
     told = verdict(alike._replace(curves=timed), 1e-6)
     assert "one seed, so a measurement and no claim" in told
     assert "The 5 seeds repeat one run" in told
+    # also where the median times of two methods are those of different seeds
+    clock = {(s, second): 1 + 0.01 * ((s + 2 * second) % 5) for s in range(5) for second in (0, 1)}
+    apart = [
+        c._replace(
+            costs=c.costs | {"warm": [x * clock[c.seed, c.second_order] for x in c.costs["warm"]]}
+        )
+        for c in same
+    ]
+    told = verdict(alike._replace(curves=apart), 1e-6)
+    assert "one seed, so a measurement and no claim" in told
+    assert "nan" not in told
     # a single method that the seed does change makes them seeds
     moved = [c._replace(grad_norms=[c.seed + 1.0] * 3) if c.second_order else c for c in timed]
     assert "second order pays" in verdict(alike._replace(curves=moved), 1e-6)
+
+
+def test_a_problem_that_starts_at_its_optimum_is_no_race():
+    p = rivals(2.0, 10.0)
+    there = p._replace(curves=[c._replace(gaps=[0.0] * len(c.gaps)) for c in p.curves])
+    told = verdict(there, 1e-6)
+    assert told == (
+        f"On {p.label}, every trial starts at the best known value and none found a lower one: "
+        "nothing to compare."
+    )
+    one = p._replace(curves=[there.curves[0], *p.curves[1:]])
+    assert "nothing to compare" not in verdict(one, 1e-6)
 
 
 def test_without_a_good_clock_verdicts_speak_of_counted_costs():

@@ -92,6 +92,20 @@ MISTAKES = {
               "1:7: name: String should match pattern"),
     "target": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
                "targets: [2.0]", "4:11: targets.0: Input should be less than 1"),
+    "target twice": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
+                     "targets: [0.01, 1e-2]", "4:17: targets: 0.01 is there twice"),
+    "address": ("name: x\nproblems: {a: {use: logistic-regression, data: 'ftp://x'}}\n"
+                "optimizers: {b: {use: newton}}",
+                "2:48: problems.a.data: unknown address 'ftp://x': begin with file:, http:, https:, "
+                "openml:, or give module:function"),
+    "address of a text": ("name: x\nproblems: {a: {use: char-transformer, text: 'openml: x'}}\n"
+                          "optimizers: {b: {use: adam}}",
+                          "problems.a.text: unknown address 'openml: x': begin with file:, http:, https:,"),
+    "large seed": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
+                   "seeds: [4294967296]", "4:9: seeds.0: Input should be less than 4294967296"),
+    "many steps": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
+                   "budget: {steps: 2147483648}",
+                   "4:17: budget.steps: Input should be less than 2147483648"),
 }  # fmt: skip
 
 
@@ -132,6 +146,27 @@ def test_yaml_scalars_follow_version_1_2():
         "e": True,
         "f": "1_0",
     }
+
+
+def test_the_largest_seed_and_budget_make_a_trial(tmp_path):
+    most = ok.Experiment(
+        "most", {"bowl": {"use": "quadratic", "n": 3}}, {"newton": "newton"}, seeds=[2**32 - 1],
+        budget={"steps": 2**31 - 1}, measure={"repeats": 1, "prices": False},
+    ).run(tmp_path)  # fmt: skip
+    assert not most.summary.failures
+    assert most.summary.rows[0]["seed"] == 2**32 - 1
+
+
+def test_addresses_of_every_kind_pass_the_check(write):
+    for data in (
+        "digits",
+        "file:rows.csv",
+        "https://host/x.csv",
+        "openml:credit-g@1",
+        "lab.data:rows",
+    ):
+        text = f"name: x\nproblems: {{a: {{use: logistic-regression, data: '{data}'}}}}\n"
+        assert load_study(write(text + "optimizers: {b: {use: newton}}"))
 
 
 def test_an_identity_changes_with_whatever_matters(write):

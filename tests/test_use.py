@@ -1,9 +1,11 @@
 """Using the harness: resume, status, query, compact, schema, trackers, the live table."""
 
+import errno
 import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -106,6 +108,76 @@ def test_what_another_version_recorded_is_reported_and_compared_though_run_anew(
     }
     said = called("report", results, "--json", cwd=".", check=0)
     assert "recorded by another version of the code" in said.stderr
+    told = called("status", results, cwd=".").stdout
+    assert "use: 5 of 5 recorded, by another version of the code, not running" in told
+    assert "best on well: -0.25" in told
+
+
+def test_status_tells_apart_what_this_code_recorded_and_what_another_did(
+    results, tmp_path, monkeypatch
+):
+    from optikit.bench import plan as planning
+
+    both = tmp_path / "both"
+    store.prepare(both)
+    (both / "study.json").write_bytes((results / "study.json").read_bytes())
+    for job in plan(study_of(results)):
+        store.path_of(both, job.id).write_bytes(store.path_of(results, job.id).read_bytes())
+    monkeypatch.setattr(planning, "_own_sources", lambda: "a later commit")
+    job = plan(study_of(both))[0]
+    record = store.Record(job.model_dump(mode="json") | {"id": job.id}, {"error": None}, [])
+    store.write(both, job.id, record)
+    found = progress(both)
+    assert (found.jobs, found.recorded, found.earlier) == (5, 1, 4)
+    assert "1 of 5 recorded, 4 more by another version of the code, not running" in str(found)
+
+
+def test_a_compacted_folder_is_read_where_git_has_left_out_its_empty_folders(results, tmp_path):
+    whole, clone = tmp_path / "whole", tmp_path / "clone"
+    shutil.copytree(results, whole)
+    store.compact(whole)
+    clone.mkdir()
+    for name in ("study.json", "records.parquet"):
+        shutil.copy(whole / name, clone / name)
+    assert load(clone).summary == load(results).summary
+    assert "5 of 5 recorded, done" in called("status", clone, cwd=tmp_path).stdout
+    count = called("query", clone, "SELECT count(*) AS n FROM trials", cwd=tmp_path)
+    assert count.stdout == "n\n5\n"
+    called("compare", whole, clone, cwd=tmp_path)
+    assert called("compact", clone, cwd=tmp_path).stdout.startswith("5 records in")
+    assert "no page" not in called("report", clone, cwd=tmp_path).stderr
+    with pytest.raises(StoreError, match="not a results folder"):
+        store.everything(tmp_path)
+
+
+def test_another_versions_compacted_records_are_reported_without_their_folder(
+    results, tmp_path, monkeypatch
+):
+    from optikit.bench import plan as planning
+
+    shutil.copytree(results, tmp_path / "r")
+    store.compact(tmp_path / "r")
+    (tmp_path / "r" / "records").rmdir()
+    monkeypatch.setattr(planning, "_own_sources", lambda: "a later commit")
+    assert len(load(tmp_path / "r").records) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(results, tmp_path, monkeypatch):
+    copy = tmp_path / "r"
+    shutil.copytree(results, copy, ignore=shutil.ignore_patterns("*.html", "best-known.json"))
+    before = sorted(path.name for path in copy.iterdir())
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store.tempfile, "mkstemp", read_only)
+    said = called("report", copy, cwd=tmp_path)
+    assert "newton" in said.stdout
+    assert said.stderr.startswith(f"no page: {copy / 'report.html'} cannot be written (Read-only")
+    assert "5 of 5 recorded" in called("status", copy, cwd=tmp_path).stdout
+    called("query", copy, "SELECT 1", cwd=tmp_path)
+    called("compare", copy, copy, cwd=tmp_path)
+    assert sorted(path.name for path in copy.iterdir()) == before
 
 
 def test_overrides_may_be_options_and_bench_is_run():
@@ -158,6 +230,21 @@ def test_a_study_of_objects_is_resumed_by_its_script_only(tmp_path):
     assert "run the script that made it again" in cli("resume", "o", cwd=tmp_path, check=2).stderr
 
 
+def test_what_a_problem_prints_stays_out_of_the_json(tmp_path):
+    (tmp_path / "talking.py").write_text(
+        "import optikit as ok\n\n\ndef bowl():\n    print('it is made')\n"
+        "    return ok.problems.quadratic(n=2)\n"
+    )
+    study = tmp_path / "s.yaml"
+    study.write_text(
+        "name: s\nproblems: {bowl: {use: 'talking:bowl'}}\noptimizers: {newton: {use: newton}}\n"
+        "measure: {repeats: 1, flops: false, prices: false, certificates: false}\n"
+    )
+    done = cli("run", study, "--out", "r", "--executor", "inline", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["rows"]
+    assert "it is made" in done.stderr
+
+
 # --- queries -------------------------------------------------------------------------------------
 
 
@@ -174,6 +261,33 @@ def test_questions_are_answered_from_trials_and_snapshots(results):
     assert set(rows[0]) == {"step", "value"}
     assert query(results, "WITH t AS (SELECT 1 AS x) SELECT * FROM t").rows == [(1,)]
     assert str(query(results, "SELECT 'a\tb\nc' AS x, NULL AS y")) == "x\ty\na b c\t"
+
+
+@pytest.mark.parametrize("arguments", [
+    ("query", "{}", "SELECT * FROM range(1)"),  # fits into the buffer of stdout
+    ("query", "{}", "SELECT * FROM range(100_000)"),
+    ("report", "{}"), ("--help",),
+])  # fmt: skip
+def test_a_reader_that_leaves_is_no_failure(arguments, results):
+    left = subprocess.Popen(
+        [sys.executable, "-m", "optikit.cli", *(a.format(results) for a in arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    left.stdout.close()
+    assert "Broken" not in left.stderr.read()
+    left.stderr.close()
+    assert left.wait(timeout=60) == 0
+
+
+def test_a_reader_that_leaves_does_not_hide_what_was_found(results):
+    wrong = subprocess.Popen(
+        [sys.executable, "-m", "optikit.cli", "query", results, "DROP TABLE trials"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wrong.stdout.close()
+    assert "one SELECT" in wrong.stderr.read()
+    wrong.stderr.close()
+    assert wrong.wait(timeout=60) == 2
 
 
 HARM = [

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from optikit.bench import store
 from optikit.bench.batches import is_recorded
 from optikit.bench.lock import locked
+from optikit.bench.plain import on_one_line
 from optikit.bench.plan import Job, problem_job
 from optikit.bench.store import Record, StoreError
 
@@ -110,7 +111,7 @@ def main(arguments: list[str]) -> int:
     except StoreError as error:
         print(error, file=sys.stderr)
         return UNRECORDED
-    print(failure or f"{job.title}: recorded", file=sys.stderr)
+    print(on_one_line(failure) or f"{job.title}: recorded", file=sys.stderr)
     return bool(failure)
 
 

@@ -19,7 +19,7 @@ def find_factory(use: str, known: dict[str, str], *, optimizer: bool) -> tuple[s
     if optimizer and peers.is_peer(use):
         return use, peers.complaint(use)
     if ":" in use:
-        if not _IMPORT_PATH.fullmatch(use):
+        if not is_import_path(use):
             return "", f"an import path is written module:function (got {use!r})"
         return use, ""
     plain = use.lower().replace("_", "-")
@@ -34,6 +34,11 @@ def find_factory(use: str, known: dict[str, str], *, optimizer: bool) -> tuple[s
     close = difflib.get_close_matches(plain, known, 1, 0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
     return "", f"unknown name {use!r}: {hint}"
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form module:function."""
+    return _IMPORT_PATH.fullmatch(text) is not None
 
 
 def declared_by(target: str) -> Signature | None:

@@ -10,11 +10,15 @@ MAX_TRIALS = 100_000
 
 
 def repetitions(source: Source) -> list[tuple[Mark, str]]:
-    """The same seed twice would name the same trial twice."""
+    """The same seed twice would name the same trial twice; the same target twice says nothing."""
     problems = []
     tuning = source.data.get("tuning")
     searched = tuning.get("seeds") if isinstance(tuning, dict) else None
-    for path, values in (("seeds",), source.data.get("seeds")), (("tuning", "seeds"), searched):
+    for path, values in (
+        (("seeds",), source.data.get("seeds")),
+        (("tuning", "seeds"), searched),
+        (("targets",), source.data.get("targets")),
+    ):
         seen: set[str] = set()
         for i, value in enumerate(values if isinstance(values, list) else []):
             if repr(value) in seen:

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from optikit.bench import store
+from optikit.bench.plain import on_lines, on_one_line
 from optikit.bench.plan import Job
 from optikit.bench.status import duration, lowest
 
@@ -92,7 +93,7 @@ class Lines(_Tally):
 
     def _say(self, line: str) -> None:
         if not self.silent:
-            print(line, file=sys.stderr, flush=True)
+            print(on_one_line(line), file=sys.stderr, flush=True)
 
 
 class Table(_Tally):
@@ -138,7 +139,8 @@ class Table(_Tally):
         """Show what it found; a failure stays above the table."""
         super().ended(job, failure)
         if failure:
-            self.live.console.print(f"failed: {job.title}: {failure}", markup=False)
+            told = on_lines(f"failed: {job.title}: {failure}")
+            self.live.console.print(told, markup=False, emoji=False)
         self.live.refresh()
 
     def drawn(self) -> Any:
@@ -160,7 +162,7 @@ class Table(_Tally):
             running = ", ".join(now.get(problem, [])[:3])
             found = "" if value is None else f"{value:.9g}"
             cells = (problem, str(self.counts.get(problem, 0)), found, by, running)
-            grid.add_row(*map(Text, cells))
+            grid.add_row(*(Text(on_one_line(cell)) for cell in cells))
         left = self.seconds_left
         state = f"{self.done}/{self.total}" + (f", {self.failed} failed" if self.failed else "")
         if left is not None and self.done < self.total:

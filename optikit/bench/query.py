@@ -10,6 +10,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from optikit.bench import store
+from optikit.bench.plain import on_one_line
 from optikit.bench.record import Record
 from optikit.bench.store import StoreError
 
@@ -116,7 +117,7 @@ def _trial(job_id: str, record: Record) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     """Text in one cell of one line."""
-    return "" if value is None else str(value).translate({9: " ", 10: " ", 13: " "})
+    return "" if value is None else on_one_line(str(value).translate({9: " ", 10: " ", 13: " "}))
 
 
 def _plain(value: Any) -> Any:

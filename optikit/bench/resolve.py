@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+import reprlib
 import sys
 import types
 from collections.abc import Callable
@@ -98,12 +99,18 @@ def optimizer_of(job: Job) -> Any:
       TypeError: a factory that returns neither.
     """
     from optikit.optimizers import named
-    from optikit.solve.minimize import as_optimizer
+    from optikit.solve.minimize import Method, as_optimizer
 
     if is_object(job.optimizer_use):
         made = _OBJECTS[job.optimizer_use]
     elif ":" in job.optimizer_use:
         made = _imported(job.optimizer_use)(**job.optimizer_arguments)
+        if not isinstance(made, Method):
+            msg = (
+                f"{job.optimizer_use} returned {type(made).__name__} {reprlib.repr(made)}: an "
+                "optimizer factory returns an Optimizer or an optax transformation."
+            )
+            raise TypeError(msg)
     else:
         return named(job.optimizer_use, **job.optimizer_arguments)
     return as_optimizer(made, None, None, ())[0]  # type: ignore[arg-type]

@@ -14,7 +14,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from optikit.bench import limits, yaml_source
+from optikit.bench.entries import unknown_entry
 from optikit.bench.factories import declared_by, find_factory
+from optikit.bench.plain import on_one_line
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
 from optikit.bench.signature import Parameter, Signature, registry
 from optikit.bench.spaces import kind_of
@@ -22,7 +24,7 @@ from optikit.bench.yaml_source import Mark, Path, Source
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Scalar = bool | int | float | str | None
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX folds 32 bits into a key
 
 
 class _Strict(BaseModel):
@@ -37,7 +39,7 @@ class Budget(_Strict):
     Seconds are of warm running time; compilation is measured apart.
     """
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, lt=2**31)  # counted in int32
     seconds: float = Field(default=30.0, gt=0)
 
 
@@ -171,14 +173,9 @@ class ConfigError(Exception):
         self.problems = sorted(problems)
         lines = [
             f"{name}:{m.line}:{m.column}: {text}" if m.line else f"override: {text}"
-            for m, text in ((m, _on_one_line(text)) for m, text in self.problems)
+            for m, text in ((m, on_one_line(text)) for m, text in self.problems)
         ]
         super().__init__("\n".join(lines))
-
-
-def _on_one_line(text: str) -> str:
-    """Text from a file as it may be shown: no line ends, no control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
@@ -306,7 +303,8 @@ def _check_arguments(
                 problems.append((source.mark((*path, name)), f"{where}: unknown argument{hint}"))
             continue
         for variant, place in _variants_of(value, (*path, name)):
-            complaint = _mismatch(parameters[name], variant) or _unknown_entry(name, variant)
+            complaint = _mismatch(parameters[name], variant)
+            complaint = complaint or unknown_entry(name, variant, target)
             if complaint:
                 problems.append((_place(source, place, ""), f"{where}: {complaint}"))
     rated = target.startswith("optax")  # a missing learning rate has a default; see `named`
@@ -344,26 +342,6 @@ def _mismatch(parameter: Parameter, value: Any) -> str:
         return ""
     names = " or ".join(t.__name__ if t is not type(None) else "null" for t in parameter.types)
     return f"must be {names} (got {value!r})"
-
-
-_ENTRIES = {
-    "data": ("optikit.problems.data", "DATA"),
-    "loss": ("optikit.losses", "LOSSES"),
-    "text": ("optikit.problems.text", "TEXTS"),
-}
-"""Arguments that name an entry of a registry, wherever they occur."""
-
-
-def _unknown_entry(argument: str, value: Any) -> str:
-    """A complaint about a data set or loss that does not exist, or an empty string."""
-    if argument not in _ENTRIES or not isinstance(value, str) or ":" in value:
-        return ""
-    known = registry(*_ENTRIES[argument])
-    if not known or value in known:
-        return ""
-    close = difflib.get_close_matches(value, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"unknown {argument} {value!r}: {hint}"
 
 
 def _check_labels(source: Source) -> list[tuple[Mark, str]]:

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 from optikit.bench import store
 from optikit.bench.batches import batched
+from optikit.bench.earlier import earlier
 from optikit.bench.lock import is_held
+from optikit.bench.plain import on_one_line
 from optikit.bench.plan import Job, outlook
 from optikit.bench.record import Record
 from optikit.bench.run import manner_of, planned, study_of
+from optikit.bench.spec import Study
 
 
 class Progress(NamedTuple):
@@ -20,6 +23,7 @@ class Progress(NamedTuple):
     Attributes:
       name: of the study.
       jobs, recorded: how many there are, and how many of them have a good record.
+      earlier: how many others have one by another version of the code; a run would run them anew.
       failed: title and reason of those whose last attempt failed.
       running: title, host, process and attempt of those in work.
       active: whether a run holds the folder.
@@ -30,6 +34,7 @@ class Progress(NamedTuple):
     name: str
     jobs: int
     recorded: int
+    earlier: int
     failed: list[dict[str, str]]
     running: list[dict[str, Any]]
     active: bool
@@ -47,7 +52,7 @@ class Progress(NamedTuple):
         left = ""
         if self.seconds_left:
             left = f", about {duration(self.seconds_left)} of work left"
-        lines = [f"{self.name}: {self.recorded} of {self.jobs} recorded, {state}{left}"]
+        lines = [f"{self.name}: {self._recorded()}, {state}{left}"]
         lines += [
             f"  in work: {r['title']} (attempt {r['attempt']} on {r['host']})" for r in self.running
         ]
@@ -56,7 +61,14 @@ class Progress(NamedTuple):
             for b in self.best
         ]
         lines += [f"  failed: {f['title']}: {f['reason']}" for f in self.failed]
-        return "\n".join(lines)
+        return "\n".join(map(on_one_line, lines))
+
+    def _recorded(self) -> str:
+        other = "by another version of the code"
+        if self.earlier and not self.recorded:
+            return f"{self.earlier} of {self.jobs} recorded, {other}"
+        more = f", {self.earlier} more {other}" if self.earlier else ""
+        return f"{self.recorded} of {self.jobs} recorded{more}"
 
 
 def progress(folder: pathlib.Path) -> Progress:
@@ -71,10 +83,13 @@ def progress(folder: pathlib.Path) -> Progress:
     done = {job_id for job_id, record in records.items() if store.is_done(record)}
     missing = [job for job in jobs if job.id not in done]
     work = batched(jobs, {job.id for job in missing})
+    others = set(store.recorded_ids(folder)) - {job.id for job in jobs}
+    before = _of_another_version(study, folder, done) if missing and others else ([], {})
     return Progress(
         name=study.name,
         jobs=max(len(jobs), sum(outlook(study))),
         recorded=len(done),
+        earlier=len(before[1]),
         failed=[
             {"title": job.title, "reason": records[job.id].facts["error"]}
             for job in missing
@@ -83,8 +98,17 @@ def progress(folder: pathlib.Path) -> Progress:
         running=[_in_work(folder, job) for job in work if is_held(_attempts(folder, job))],
         active=is_held(folder / "lock"),
         seconds_left=_seconds_left(missing, jobs, records, manner_of(folder).workers or 1),
-        best=best_so_far(jobs, records),
+        best=best_so_far(jobs, records) if done else best_so_far(*before),
     )
+
+
+def _of_another_version(
+    study: Study, folder: pathlib.Path, done: set[str]
+) -> tuple[list[Job], dict[str, Record]]:
+    """The jobs of a study, and the good records that other code left of those not done."""
+    jobs, records = earlier(study, folder)
+    good = {k: r for k, r in records.items() if k not in done and store.is_done(r)}
+    return jobs, good
 
 
 def best_so_far(jobs: list[Job], records: dict[str, Record]) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def unwritable(path: pathlib.Path, error: OSError) -> StoreError:
     """What to tell of a file that could not be written."""
     return StoreError(
         f"{path} cannot be written ({error.strerror or error}): what is recorded is kept; "
-        "free the disk or repair the folder, then resume."
+        "free the disk or repair the folder, then try again."
     )
 
 
@@ -170,11 +170,21 @@ def everything(folder: pathlib.Path) -> dict[str, Record]:
     Raises:
       StoreError: it is not a results folder, or a record is damaged.
     """
-    if not (folder / "records").is_dir():
+    return read_all(folder, recorded_ids(folder))
+
+
+def recorded_ids(folder: pathlib.Path) -> list[str]:
+    """The ids of all jobs that a results folder has a record of, each once.
+
+    Raises:
+      StoreError: it is not a results folder, or records.parquet is damaged.
+    """
+    # git keeps no empty folder: a clone of a compacted study has no records/
+    if not any((folder / name).exists() for name in ("records", COMPACT, "study.json")):
         msg = f"{folder} is not a results folder: it has no records."
         raise StoreError(msg)
     loose = sorted(path.stem for path in (folder / "records").glob("[!.]*.parquet"))
-    return _compacted(folder) | read_all(folder, loose)
+    return list(dict.fromkeys([*_compacted(folder), *loose]))
 
 
 def compact(folder: pathlib.Path) -> int:

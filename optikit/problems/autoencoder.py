@@ -16,6 +16,7 @@ from optikit.core import Key, Params, Scalar
 from optikit.problems.batches import epochs
 from optikit.problems.data import load
 from optikit.problems.problem import Metric, Problem
+from optikit.problems.sizes import at_least
 
 
 def reconstruction(params: Params, inputs: Float[Array, "m d"]) -> Float[Array, "m d"]:
@@ -56,8 +57,9 @@ def deep_autoencoder(
       batch: images a step sees; all by default.
 
     Raises:
-      ValueError: the data has negative entries.
+      ValueError: a size below 1, or the data has negative entries.
     """
+    at_least(1, hidden=hidden, code=code, batch=batch)
     images = load(data).inputs
     if images.min() < 0:
         msg = f"{data!r} holds negative entries: an autoencoder wants grey values."

@@ -14,6 +14,7 @@ from optikit.core import Key, Params, Scalar
 from optikit.problems.batches import epochs
 from optikit.problems.data import load
 from optikit.problems.problem import Metric, Problem
+from optikit.problems.sizes import at_least
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -72,8 +73,9 @@ def conv_classifier(
       l2: coefficient of |params|^2 / 2.
 
     Raises:
-      ValueError: the data has no classes, or its rows are no square images.
+      ValueError: a size below 1, or the data has no classes, or its rows are no square images.
     """
+    at_least(1, channels=channels, dense=dense, batch=batch, examples=examples)
     rows = load(data)
     side = round(rows.inputs.shape[1] ** 0.5)
     if rows.classes < 2 or side**2 != rows.inputs.shape[1] or side < 4:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from optikit.calculus import residuals
 from optikit.core import Params
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 Times = Float[Array, " m"]
 
@@ -51,6 +52,7 @@ def _fit_decay(p: Params, t: Times, observed: Times) -> Times:
 
 def exponential_decay(m: int = 60, noise: float = 0.01, seed: int = 0) -> Problem:
     """Fit amplitude exp(-rate t) + floor to noisy observations, by least squares."""
+    at_least(1, m=m)
     return _problem(
         _decay,
         _fit_decay,
@@ -80,6 +82,7 @@ def exponential_sum(terms: int = 3, m: int = 100, noise: float = 0.0, seed: int 
       noise: standard deviation.
       seed: of the noise.
     """
+    at_least(1, terms=terms, m=m)
     k = np.arange(terms)
     return _problem(
         _decays,
@@ -107,6 +110,7 @@ def michaelis_menten(m: int = 40, noise: float = 0.01, seed: int = 0) -> Problem
 
     Reference: Bates & Watts (1988), "Nonlinear regression analysis", appendix A1.3.
     """
+    at_least(1, m=m)
     return _problem(
         _saturation,
         _fit_saturation,
@@ -129,6 +133,7 @@ def _fit_growth(p: Params, t: Times, observed: Times) -> Times:
 
 def logistic_growth(m: int = 50, noise: float = 0.01, seed: int = 0) -> Problem:
     """Fit the sigmoid capacity / (1 + exp(-rate (t - middle)))."""
+    at_least(1, m=m)
     return _problem(
         _growth,
         _fit_growth,
@@ -159,6 +164,7 @@ def gaussian_peaks(peaks: int = 3, m: int = 200, noise: float = 0.01, seed: int 
       noise: standard deviation.
       seed: of the noise.
     """
+    at_least(1, peaks=peaks, m=m)
     k = np.arange(peaks)
     return _problem(
         _peaks,
@@ -198,6 +204,7 @@ def damped_oscillation(
       detuning: relative error of the frequency at the start.
       seed: of the noise.
     """
+    at_least(1, m=m)
     return _problem(
         _oscillation,
         _fit_oscillation,

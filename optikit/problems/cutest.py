@@ -20,6 +20,7 @@ import numpy as np
 from optikit.calculus import black_box
 from optikit.core import memoized
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 _PACKAGE = "sif2jax"
 _UNCONSTRAINED = f"{_PACKAGE}.cutest._unconstrained_minimisation"
@@ -40,6 +41,7 @@ def cutest(name: str, n: int | None = None, start: int | None = None) -> Problem
     Reference: Gould, Orban & Toint (2015), "CUTEst: a constrained and unconstrained testing
     environment with safe threads".
     """
+    at_least(1, n=n)
     problem, fun = _loaded(name, n, start)
     with jax.enable_x64(True):  # start and data exact, whatever the trial's dtype
         begin, data = jax.tree.map(np.asarray, (problem.y0, problem.args))

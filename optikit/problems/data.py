@@ -4,7 +4,6 @@ Where files are looked for and kept: `optikit.problems.fetch`. Formats: `optikit
 """
 
 import hashlib
-import importlib
 import pathlib
 import tempfile
 import urllib.error
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optikit.problems import fetch, readers
+from optikit.problems.imported import imported
 
 A9A = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/a9a"
 
@@ -110,9 +110,10 @@ def load(data: str | Callable[[], Any]) -> Data:
     classes. Rows stay dense.
 
     Raises:
-      ValueError: an unknown name, a content that cannot be read, values that are not finite, or
-        rows and targets that do not match.
+      ValueError: an unknown name or kind of address, a content that cannot be read, values that are
+        not finite, or rows and targets that do not match.
       FileNotFoundError: the file is nowhere; the message says where it was looked for.
+      ImportError: there is no such module or function.
       ConnectionError: a download failed.
 
     Example:
@@ -135,7 +136,7 @@ def load(data: str | Callable[[], Any]) -> Data:
         return openml(rest)
     if scheme in ("file", "http", "https"):
         return _from_address(data)
-    return as_data(*getattr(importlib.import_module(scheme), rest)())
+    return as_data(*imported(data, ("file", "http", "https", "openml"))())
 
 
 def _from_address(address: str) -> Data:

@@ -11,6 +11,7 @@ from optikit import losses
 from optikit.calculus import residuals
 from optikit.core import Key, Params
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 
 def _misfit(p: Params, matrix: Float[Array, "r c"]) -> Float[Array, "r c"]:
@@ -54,6 +55,7 @@ def matrix_factorization(
 
     Reference: Ge, Lee & Ma (2016), "Matrix completion has no spurious local minimum".
     """
+    at_least(1, rows=rows, columns=columns)
     if not 1 <= rank <= min(rows, columns):
         msg = f"rank must be 1 to {min(rows, columns)} for a {rows} x {columns} matrix; got {rank}."
         raise ValueError(msg)

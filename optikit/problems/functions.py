@@ -8,6 +8,7 @@ from optikit.calculus import black_box, residuals
 from optikit.core import Scalar
 from optikit.problems.mgh import mgh
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 
 def _rosenbrock_value(x: Float[Array, " n"]) -> Scalar:
@@ -23,6 +24,7 @@ def rosenbrock(n: int = 2) -> Problem:
     Reference: Moré, Garbow & Hillstrom (1981), problem 1; chained as in Kok & Sandrock (2009),
     "Locating and characterizing the stationary points of the extended Rosenbrock function".
     """
+    at_least(1, n=n)
     start = np.where(np.arange(n) % 2 == 0, -1.2, 1.0)
     return Problem(
         black_box(_rosenbrock_value),
@@ -59,6 +61,7 @@ def double_well(n: int = 3, offset: float = 0.0, wells: int = 1) -> Problem:
     Raises:
       ValueError: more wells than unknowns.
     """
+    at_least(1, n=n)
     if not 1 <= wells <= n:
         msg = f"wells must be 1 to n = {n}; got {wells}."
         raise ValueError(msg)
@@ -106,9 +109,7 @@ def product_saddle(n: int = 4, offset: float = 0.1) -> Problem:
       n: factors, at least 2.
       offset: every unknown at the start.
     """
-    if n < 2:
-        msg = f"a product needs n >= 2 factors; got {n}."
-        raise ValueError(msg)
+    at_least(2, n=n)
     return Problem(
         residuals(_product_residual),
         np.full(n, offset),
@@ -135,6 +136,7 @@ def phase_retrieval(n: int = 20, m: int | None = None, seed: int = 0) -> Problem
       m: observations, 6 n if absent.
       seed: of the truth, the rows and the start.
     """
+    at_least(1, n=n, m=m)
     m = 6 * n if m is None else m
     rng = np.random.default_rng(seed)
     truth, start, rows = rng.standard_normal(n), rng.standard_normal(n), rng.standard_normal((m, n))

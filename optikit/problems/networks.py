@@ -13,6 +13,7 @@ from optikit.calculus import composite
 from optikit.core import Key, Params
 from optikit.problems.data import load, standardised
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 
 def perceptron(params: Params, inputs: Float[Array, "m d"]) -> Float[Array, "m k"]:
@@ -46,6 +47,8 @@ def mlp_classification(
     Raises:
       ValueError: the data has real targets.
     """
+    at_least(1, hidden=hidden)
+    at_least(0, depth=depth)
     rows = load(data)
     if rows.classes < 2:
         msg = f"classification needs classes; {data!r} has real targets: use mlp-regression."
@@ -65,6 +68,8 @@ def mlp_regression(
       depth: hidden layers.
       l2: coefficient of the penalty, biases included.
     """
+    at_least(1, hidden=hidden)
+    at_least(0, depth=depth)
     rows = load(data)
     targets = standardised(rows.numbers()[:, None])
     sizes = (rows.inputs.shape[1], *[hidden] * depth, 1)

@@ -23,6 +23,7 @@ from optikit.calculus import composite
 from optikit.core import Params, Scalar
 from optikit.problems.networks import initial_layers, perceptron
 from optikit.problems.problem import Metric, Problem
+from optikit.problems.sizes import at_least
 
 _TEST_POINTS = 9000
 
@@ -100,7 +101,7 @@ def pinn_poisson(
     if truth not in ("auto", "sin-product", "cos-sum"):
         msg = f"unknown truth {truth!r}: use 'auto', 'sin-product' or 'cos-sum'."
         raise ValueError(msg)
-    _check(dimension=dimension, interior=interior, boundary=boundary)
+    at_least(1, dimension=dimension, hidden=hidden, interior=interior, boundary=boundary)
     solution = sine_product if sines else cosine_sum
     factor = np.pi**2 * (dimension if sines else 1)
     rng = np.random.default_rng(seed)
@@ -132,7 +133,7 @@ def pinn_heat(
         t = 0, half on the two sides.
       seed: of the points; the network's start is drawn from the trial's own seed.
     """
-    _check(interior=interior, boundary=boundary)
+    at_least(1, hidden=hidden, interior=interior, boundary=boundary)
     rng = np.random.default_rng(seed)
     inside, test = rng.random((interior, 2)), rng.random((_TEST_POINTS, 2))
     edge = rng.random((boundary, 2))
@@ -196,10 +197,3 @@ def _fitted(
 
 def _sizes(dimension: int, hidden: Sequence[int] | int) -> tuple[int, ...]:
     return (dimension, *([hidden] if isinstance(hidden, int) else hidden), 1)
-
-
-def _check(**counts: int) -> None:
-    for name, n in counts.items():
-        if n < 1:
-            msg = f"{name} must be at least 1; got {n}."
-            raise ValueError(msg)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from optikit.calculus import black_box
 from optikit.core import Scalar
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 
 
 def _diagonal_value(x: Float[Array, " n"], scales: Float[Array, " n"]) -> Scalar:
@@ -47,8 +48,9 @@ def quadratic(
       seed: of the reflections.
 
     Raises:
-      ValueError: a condition below 1.
+      ValueError: a condition below 1, or no unknowns.
     """
+    at_least(1, n=n)
     if not condition >= 1:
         msg = f"condition is the largest eigenvalue over the least, at least 1; got {condition}."
         raise ValueError(msg)
@@ -97,6 +99,7 @@ def nesterov(n: int = 100) -> Problem:
 
     Reference: Nesterov (2004), "Introductory lectures on convex optimization", section 2.1.2.
     """
+    at_least(1, n=n)
     solution = 1 - np.arange(1, n + 1) / (n + 1)
     least = -(1 - 1 / (n + 1)) / 8
     return Problem(
@@ -121,6 +124,7 @@ def hilbert(n: int = 8, ridge: float = 0.0) -> Problem:
       n: unknowns; from 13 on the matrix is singular to double precision.
       ridge: added to the diagonal.
     """
+    at_least(1, n=n)
     i = np.arange(n)
     matrix = 1.0 / (i[:, None] + i[None, :] + 1) + ridge * np.eye(n)
     return Problem(

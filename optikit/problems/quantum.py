@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from optikit.calculus import Objective, variational
 from optikit.core import Key, Params, Scalar, memoized
 from optikit.problems.problem import Metric, Problem
+from optikit.problems.sizes import at_least
 
 MOST_SITES = 20
 """Sites up to which all configurations are held: 2^20 of 20 neighbours each."""
@@ -109,6 +110,7 @@ def neural_quantum_state(
     if not 3 <= sites <= MOST_SITES:
         msg = f"sites must be 3 to {MOST_SITES}, for all 2^sites are summed; got {sites}."
         raise ValueError(msg)
+    at_least(1, density=density)
     if field <= 0:
         msg = f"field must be positive (the amplitudes are); got {field}."
         raise ValueError(msg)

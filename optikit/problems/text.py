@@ -1,9 +1,9 @@
 """Texts: by name, by address (a file, a web address), and by a user's own function."""
 
-import importlib
 from collections.abc import Callable
 
 from optikit.problems import fetch, readers
+from optikit.problems.imported import imported
 
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -46,8 +46,9 @@ def load_text(text: str | Callable[[], str]) -> str:
     `my_lab.data:book`; `#sha256=...` demands a checksum. Files are UTF-8, compressed or not.
 
     Raises:
-      ValueError: an unknown name, or a content that is no text.
+      ValueError: an unknown name or kind of address, or a content that is no text.
       FileNotFoundError: the file is nowhere; the message says where it was looked for.
+      ImportError: there is no such module or function.
       ConnectionError: a download failed.
 
     Example:
@@ -72,8 +73,8 @@ def _content(text: str | Callable[[], str]) -> str:
             )
             raise ValueError(msg)
         return TEXTS[text]()
-    scheme, _, rest = text.partition(":")
-    if scheme not in ("file", "http", "https"):
-        return getattr(importlib.import_module(scheme), rest)()
+    schemes = ("file", "http", "https")
+    if text.partition(":")[0] not in schemes:
+        return imported(text, schemes)()
     bare, options = fetch.address(text, {"sha256"})
     return readers.read_text(fetch.content(bare, options.get("sha256")), bare)

@@ -15,6 +15,7 @@ from optikit.calculus import composite
 from optikit.core import Key, Params, memoized
 from optikit.problems.batches import windows
 from optikit.problems.problem import Problem
+from optikit.problems.sizes import at_least
 from optikit.problems.text import load_text
 
 _DEVIATION = 0.02
@@ -91,6 +92,8 @@ def char_transformer(
     Raises:
       ValueError: heads do not divide the width, or the text is too short.
     """
+    at_least(1, layers=layers, width=width, heads=heads, context=context)
+    at_least(1, batch=batch, characters=characters, judged=judged)
     if width % heads:
         msg = f"width must be a multiple of heads; got {width} and {heads}."
         raise ValueError(msg)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -151,5 +152,7 @@ def as_optimizer(
         "it is a factory: call it first." if inspect.isfunction(method) else
         "give a name, an Optimizer or an optax transformation."
     )  # fmt: skip
-    msg = f"method is {type(method).__name__} {getattr(method, '__name__', '')!r}: {hint}"
+    name = getattr(method, "__name__", None)
+    what = reprlib.repr(method if name is None else name)
+    msg = f"method is {type(method).__name__} {what}: {hint}"
     raise TypeError(msg)

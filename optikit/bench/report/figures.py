@@ -1,6 +1,7 @@
 """The page's figures on paper: PDF, PNG or SVG by matplotlib, one file each."""
 
 import collections
+import io
 import math
 import pathlib
 import re
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optikit.bench import store
 from optikit.bench.axes import AXES
 from optikit.bench.report.content import FLOOR, axes_of, variant_names
 from optikit.bench.score import (
@@ -75,6 +77,7 @@ def figures(
     Raises:
       ValueError: an unknown format or axis.
       ImportError: matplotlib is not installed.
+      StoreError: they cannot be written there.
     """
     if format not in FORMATS:
         msg = f"unknown format {format!r}: choose from {', '.join(FORMATS)}."
@@ -89,7 +92,10 @@ def figures(
         msg = "figures are drawn with matplotlib: pip install 'optikit[bench]'."
         raise ImportError(msg) from error
     place = pathlib.Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store.unwritable(place, error) from error
     problems = [p for p in on_one_machine(results.problems)[0] if p.curves]
     known = {axis.key for axis in axes_of(problems)}
     shown = [axis for axis in axes if axis in known]
@@ -126,7 +132,9 @@ def _file_name(label: str, taken: dict[str, Any], kind: str = "convergence") -> 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     # no date in the file: the same results make the same bytes
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:])
-    figure.savefig(path, dpi=200, metadata=metadata, bbox_inches="tight")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata, bbox_inches="tight")
+    store.write_atomically(path, drawn.getvalue())
     return path
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from optikit.bench.plain import on_lines, on_one_line
 from optikit.bench.score import Curve, ProblemScore, hit, main_target, verdicts
 
 COLUMNS = ("steps", "calls", "gradients", "flops", "warm", "cold")
@@ -36,7 +37,8 @@ class Summary(NamedTuple):
 
         console = Console()
         wide = console.width if console.is_terminal else 132
-        console = Console(width=max(wide, 100))
+        # labels and messages are text: never markup, nor names of emoji
+        console = Console(width=max(wide, 100), markup=False, emoji=False)
         table = Table(
             title=f"cost to reach {self.target:g} of the optimum", title_justify="left", box=None
         )
@@ -54,8 +56,8 @@ class Summary(NamedTuple):
             shown = row["problem"]
             seed = f" seed {row['seed']}" if row["several_seeds"] else ""
             table.add_row(
-                label,
-                row["optimizer"] + seed,
+                on_one_line(label),
+                on_one_line(row["optimizer"] + seed),
                 f"{row['gap']:.0e}" if row["gap"] is not None else "-",
                 *(_short(row[column]) for column in COLUMNS),
                 *([_metrics(row["metrics"])] if more else []),
@@ -64,10 +66,10 @@ class Summary(NamedTuple):
         console.print(table)
         for sentence in self.verdicts:
             console.print()
-            console.print(sentence, highlight=False, soft_wrap=False)
+            console.print(on_one_line(sentence), highlight=False, soft_wrap=False)
         for title, reason in self.failures:
             console.print()
-            console.print(f"failed: {title}: {reason}", highlight=False)
+            console.print(on_lines(f"failed: {title}: {reason}"), highlight=False)
 
 
 def summarise(

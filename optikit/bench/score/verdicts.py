@@ -70,6 +70,11 @@ def verdict(problem: ProblemScore, target: float) -> str:
     tails = [f"Not within the budget: {_listed(missed)}."] if missed else []
     tails += [f"The {repeats} seeds repeat one run: nothing depends on them."] * (repeats > 1)
     tails += [note] if note else []
+    if problem.curves and all(curve.gaps[0] == 0 for curve in problem.curves):
+        return (
+            f"{where}, every trial starts at the best known value and none found a lower one: "
+            "nothing to compare."
+        )
     second, first = _rivals(problem, target, axis)
     if second is None and first is None:
         best = min(problem.curves, key=lambda c: min(c.gaps), default=None)
