@@ -55,6 +55,7 @@ from optikit.bench.score import (
 )
 from optikit.bench.score.intervals import mean, median
 from optikit.bench.score.known import improved
+from optikit.bench.score.repeats import merged_repeats
 from optikit.bench.store import Record
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -432,6 +433,23 @@ def test_outcomes_are_the_rate_the_median_and_the_expected_time():
     (one,) = outcomes(repeats, 1e-6, "calls")
     assert (one.reached, one.trials) == (1, 1)
     assert one.success.low == pytest.approx(wilson(1, 1).low)
+
+
+def test_repeats_of_one_run_are_compared_whichever_took_the_median_time():
+    """Of each method another seed may be in the middle: the pair is one all the same."""
+    made = []
+    for variant, seconds in (("a", [1.0, 2.0, 3.0]), ("b", [40.0, 60.0, 50.0])):
+        for seed, warm in enumerate(seconds):
+            one = curve(variant, 10.0, seed=seed, second=variant == "a")
+            one.costs.update(warm=[0.0, warm, warm])
+            made.append(one._replace(warm_spread=[(c, c) for c in one.costs["warm"]]))
+    merged, repeats = merged_repeats(problem("p", made))
+    assert repeats == 3
+    ratio = cost_ratio(*(reaches([merged], 1e-6, "warm", v) for v in "ab"))
+    assert (ratio.joint, ratio.interval.estimate) == (1, pytest.approx(2 / 50))
+    told = verdict(problem("p", made), 1e-6)
+    assert "one seed, so a measurement and no claim" in told
+    assert "The 3 seeds repeat one run" in told
 
 
 def test_memory_is_a_number_of_a_trial_and_of_its_machine():

@@ -134,7 +134,7 @@ AXES: dict[str, Axis] = {
             "program memory, MiB",
             "Peak memory of the compiled program as its compiler planned it: arguments, results "
             "and temporaries, less what they share. Not known of libraries that run on the host. "
-            "One number a trial, whatever its length: it has no curve.",
+            "One number a trial, so it has no curve: a trial is a point, at the best it came to.",
             _memory,
             whole=True,
         ),

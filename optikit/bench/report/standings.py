@@ -8,6 +8,7 @@ from optikit.bench.axes import AXES
 from optikit.bench.report.content import Fronts
 from optikit.bench.report.table import PLACED, Summary
 from optikit.bench.score import (
+    CLOCK_AXES,
     Interval,
     Matched,
     Outcome,
@@ -63,7 +64,7 @@ def _standings(problem: ProblemScore, summary: Summary, fronts: Fronts) -> str:
         for variant in order
     )
     unit = next((f", {AXES[o.axis].label}" for o in met.values()), "")
-    names = ("reached", f"median{unit}", f"expected{unit}", *(AXES[axis].label for axis in columns))
+    names = ("reached", f"expected{unit}", *(AXES[axis].label for axis in columns))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     return (
         f"<div class=scroll><table><thead><tr><th>optimizer</th>{heads}</tr></thead>"
@@ -72,21 +73,25 @@ def _standings(problem: ProblemScore, summary: Summary, fronts: Fronts) -> str:
 
 
 def _outcome(found: Outcome | None) -> str:
-    """Success rate, median cost and expected running time, each with its interval."""
+    """Success rate and expected running time with their intervals; the median on pointing."""
     if found is None:
-        return "<td></td>" * 3
+        return "<td></td>" * 2
     share = f"{100 * found.success.low:.0f} to {100 * found.success.high:.0f} %"
+    median, expected = (_interval(x, found.axis) for x in (found.median, found.expected))
     return (
         f"<td class=n>{found.reached} of {found.trials} ({share})</td>"
-        f"{_cost(found.median)}{_cost(found.expected)}"
+        f"<td class=n title='median {median}'>{expected}</td>"
     )
 
 
-def _cost(found: Interval) -> str:
+def _interval(found: Interval, axis: str) -> str:
     if not math.isfinite(found.estimate):
-        return "<td class=n>-</td>"
-    high = f"{found.high:.3g}" if math.isfinite(found.high) else "∞"
-    return f"<td class=n>{found.estimate:.3g} ({found.low:.3g} to {high})</td>"
+        return "-"
+    scale, unit = 1.0, ""
+    if axis in CLOCK_AXES:
+        scale, unit = (1e3, " ms") if found.estimate < 1 else (1.0, " s")
+    estimate, low, high = (f"{scale * x:.3g}".replace("inf", "∞") for x in found[:3])
+    return f"{estimate}{unit} ({low} to {high})"
 
 
 def _place(standing: Standing, placed: list[Standing], ahead: bool) -> str:

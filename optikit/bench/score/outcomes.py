@@ -96,7 +96,10 @@ def trade_offs(problem: ProblemScore, target: float, axes: Sequence[str]) -> str
 
 
 def _changes(problem: ProblemScore, target: float, axes: Sequence[str], *, once: bool) -> str:
-    """Which pairs change order between axes by more than what is in doubt, the clearest first."""
+    """Which pairs change order between axes by more than what is in doubt.
+
+    First those of which each is the cheapest on some axis, then the greatest reversals.
+    """
     cheapest = _cheapest(problem, target, axes[0])
     if len({curve.variant for curve in cheapest.curves}) < 2:
         return ""
@@ -106,20 +109,26 @@ def _changes(problem: ProblemScore, target: float, axes: Sequence[str], *, once:
             pairs.setdefault(frozenset((change.ahead, change.behind)), []).append(change)
     if not pairs:
         return "No two methods change order from axis to axis by more than is in doubt."
-    order = sorted(pairs.values(), key=lambda changes: -max(map(_reversal, changes)))
-    told = "; ".join(_pair(changes) for changes in order[:MOST_TOLD])
+    leaders = {_cheapest(cheapest, target, axis, most=1).curves[0].variant for axis in axes}
+    order = sorted(
+        pairs.items(), key=lambda item: (-len(item[0] & leaders), -max(map(_reversal, item[1])))
+    )
+    told = "; ".join(_pair(changes) for _, changes in order[:MOST_TOLD])
     rest = len(order) - MOST_TOLD
-    more = f"; {rest} more pair{'s' if rest > 1 else ''} change places too" if rest > 0 else ""
+    pairs_change = "pair changes" if rest == 1 else "pairs change"
+    more = f"; {rest} more {pairs_change} places too" if rest > 0 else ""
     lead = "In one run each, the order changes" if once else "The order changes"
     return f"{lead} with the axis: {told}{more}."
 
 
-def _cheapest(problem: ProblemScore, target: float, axis: str) -> ProblemScore:
+def _cheapest(
+    problem: ProblemScore, target: float, axis: str, *, most: int = MOST_COMPARED
+) -> ProblemScore:
     """The methods that most often met the target, the cheapest of them where there are many."""
     variants = dict.fromkeys(curve.variant for curve in problem.curves)
     costs = {variant: typical(reaches([problem], target, axis, variant)) for variant in variants}
     order = sorted((v for v in costs if math.isfinite(costs[v])), key=lambda v: costs[v])
-    kept = order[:MOST_COMPARED]
+    kept = order[:most]
     return problem._replace(curves=[c for c in problem.curves if c.variant in kept])
 
 
