@@ -121,17 +121,21 @@ def test_an_axis_that_one_method_lacks_is_left_out_for_it_alone(made, tmp_path):
     assert "method 1" in results.page().read_text()
 
 
-def test_three_peaks_of_memory_stand_in_the_table_and_none_has_a_curve(made):
+def test_peaks_of_memory_and_marks_stand_in_the_table_of_trials(made):
     columns = shown(made)["trials"]["columns"]
     at = columns.index("program MiB")
     assert columns[at : at + 3] == ["program MiB", "process MiB", "device MiB"]
     peaks = {"program_bytes": 3 * 2**20, "process_peak_bytes": 2**29, "device_peak_bytes": None}
     first = made.problems[0]
-    curves = [c._replace(facts=c.facts | {"memory": peaks}) for c in first.curves]
+    held_against = {"marks": ["shared"], "peer": {"calls": "derived from iterations: so"}}
+    told = {"memory": peaks, **held_against}
+    curves = [c._replace(facts=c.facts | told) for c in first.curves]
     problems = [first._replace(curves=curves, tuning=[])]
     found = content(problems, made.study.targets, 1e-6, [], all_fronts(problems))
     rows = found["trials"]["rows"]
     assert {tuple(row[at : at + 3]) for row in rows} == {(3, 512, None)}
+    assert {row[-1] for row in rows} == {"shared, calls derived"}
+    assert {row[-1] for row in shown(made)["trials"]["rows"]} == {""}
     with pytest.raises(ValueError, match="no curves on an axis 'memory'"):
         figures(made, "nowhere", axes=["memory"])
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optikit.bench.axes import AXES, MIB, Axis, compile_seconds, known_axes
+from optikit.bench.peers.catalogue import COUNTED
 from optikit.bench.report.table import COLUMNS, memory_of
 from optikit.bench.report.thin import kept, share, short
 from optikit.bench.score import (
@@ -194,6 +195,7 @@ def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
         "device MiB",
         "ended",
         "final point",
+        "marks",
     ]
     rows = []
     for problem in problems:
@@ -219,4 +221,11 @@ def _trial(curve: Curve, role: str, target: float) -> list[Any]:
         *(None if x is None else short(x / MIB) for x in memory_of(curve.facts).values()),
         curve.facts["status"].lower().replace("_", " "),
         certificate.get("kind", "").replace("-", " "),
+        ", ".join(_marks(curve.facts)),
     ]
+
+
+def _marks(facts: Mapping[str, Any]) -> list[str]:
+    """What to hold against a trial's numbers."""
+    derived = facts.get("peer", {}).get("calls", "") not in ("", COUNTED)
+    return [*(facts.get("marks") or []), *(["calls derived"] if derived else [])]
