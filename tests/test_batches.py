@@ -209,3 +209,20 @@ def test_full_data_is_judged_where_nothing_is_held_out():
     exact = problem.cast("float64")
     assert value == pytest.approx(float(exact.objective(jnp.ones(3), *exact.args)), rel=1e-14)
     assert slope > 0
+
+
+def test_parameters_that_leave_the_precision_asked_for_are_marked():
+    """On batches a method answers with what it reads out of its state, in whatever precision."""
+    plain = ok.from_optax(optax.sgd(0.05))
+    coarse = plain._replace(
+        readout=lambda params, state: params.astype(jnp.bfloat16),
+        name="coarse",
+    )
+    results = ok.Experiment(
+        "precision", {"regression": regression()}, {"plain": plain, "coarse": coarse},
+        dtype="float32", budget={"steps": 5}, targets=[0.5],
+        measure={"repeats": 1, "flops": False, "prices": False},
+    ).run()  # fmt: skip
+    marks = {c.variant: c.facts["marks"] for c in results.problems[0].curves}
+    assert "mismatched" in marks["coarse"]
+    assert "mismatched" not in marks["plain"]

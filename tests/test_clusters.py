@@ -6,6 +6,7 @@ libhwloc15, libpmix2 and liblua5.1-0 were unpacked (`dpkg -x`): a cluster of two
 without root's help from the system.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -177,9 +179,48 @@ def port():
         return probe.getsockname()[1]
 
 
+def environment(process):
+    """What a process was started with; empty if it is gone."""
+    try:
+        words = pathlib.Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return dict(os.fsdecode(word).partition("=")[::2] for word in words)
+
+
+def named(process, word):
+    return pathlib.Path(f"/proc/{process}/comm").read_text().startswith(word)
+
+
+def parent(process):
+    return int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Nodes(NamedTuple):
+    """The nodes' daemons, and the configuration by which their tasks are told from others."""
+
+    daemons: dict[str, subprocess.Popen]
+    conf: pathlib.Path
+
+    def kill(self, node):
+        """End a node as a power cut would: its daemon, its tasks and who watches each; tells whom."""
+        tasks = {
+            int(path.name)
+            for path in pathlib.Path("/proc").glob("[0-9]*")
+            if (told := environment(path.name)).get("SLURMD_NODENAME") == node
+            and told.get("SLURM_CONF") == str(self.conf)
+        }
+        watchers = {above for task in tasks if named(above := parent(task), "slurmstepd")}
+        lost = {self.daemons[node].pid, *watchers, *tasks}
+        for process in (self.daemons[node].pid, *watchers, *tasks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return lost
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Two nodes on loopback; gives how to kill one."""
+    """Two nodes on loopback, of which one can be killed."""
     pytest.importorskip("submitit")
     root = pathlib.Path(os.environ.get("OPTIKIT_SLURM", "/"))
     plugins = next(root.glob("usr/lib/*/slurm-wlm"), None)
@@ -195,6 +236,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port()}
 SlurmUser=root
 AuthType=auth/none
+AuthInfo=cred_expire=10
 CredType=cred/none
 PluginDir={plugins}
 ProctrackType=proctrack/linuxproc
@@ -202,6 +244,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+SlurmdTimeout=10
 MpiDefault=none
 SwitchType=switch/none
 JobAcctGatherType=jobacct_gather/none
@@ -220,29 +263,18 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     monkeypatch.setenv("LD_LIBRARY_PATH", libraries)
     monkeypatch.setenv("PATH", f"{root / 'usr/bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    stepd = root / "usr/sbin/slurmstepd-wlm"
-    daemons = [
-        subprocess.Popen(
-            [root / "usr/sbin/slurmctld-wlm", "-D", "-L", home / "slurmctld.log"],
+    sbin = root / "usr/sbin"
+    controller = subprocess.Popen(
+        [sbin / "slurmctld-wlm", "-D", "-L", home / "slurmctld.log"], stderr=subprocess.DEVNULL
+    )
+    nodes = {
+        node: subprocess.Popen(
+            [sbin / "slurmd-wlm", "-D", "-N", node, "-d", sbin / "slurmstepd-wlm",
+             "-L", home / f"{node}.log"],
             stderr=subprocess.DEVNULL,
-        ),
-        *(
-            subprocess.Popen(
-                [
-                    root / "usr/sbin/slurmd-wlm",
-                    "-D",
-                    "-N",
-                    node,
-                    "-d",
-                    stepd,
-                    "-L",
-                    home / f"{node}.log",
-                ],
-                stderr=subprocess.DEVNULL,
-            )
-            for node in ("n1", "n2")
-        ),
-    ]
+        )
+        for node in ("n1", "n2")
+    }  # fmt: skip
     deadline = time.monotonic() + 60
     idle = ""
     while idle.count("idle") < 2 and time.monotonic() < deadline:
@@ -252,11 +284,11 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
         ).stdout
     try:
         assert idle.count("idle") == 2, (home / "slurmctld.log").read_text()[-2000:]
-        yield daemons
+        yield Nodes(nodes, home / "slurm.conf")
     finally:
-        for daemon in reversed(daemons):
+        for daemon in (*nodes.values(), controller):
             daemon.terminate()
-        for daemon in daemons:
+        for daemon in (*nodes.values(), controller):
             daemon.wait(timeout=30)
 
 
@@ -273,6 +305,25 @@ def test_slurm_carries_out_a_study_though_tasks_are_killed(slurm, study, tmp_pat
     assert not ends[0].failures
     whole(folder, wanted, known)
     assert any(len(lines) > 1 for lines in attempts(folder).values())
+
+
+@pytest.mark.slow
+def test_slurm_carries_out_a_study_though_a_node_dies(slurm, study, tmp_path):
+    """A node goes as when its power fails: its daemon, its tasks and what watches them, at once."""
+    wanted, folder = study(3.0, 5), tmp_path / "results"
+    manner = Manner(executor="slurm", options={"poll": 0.5, "retries": 2})
+    thread, ends = in_background(wanted, folder, manner)
+    try:
+        working, known = in_work(folder, 1)
+        job, process = next(iter(working.items()))
+        lost = slurm.kill(environment(process)["SLURMD_NODENAME"])
+        assert process in lost
+    finally:
+        thread.join(timeout=400)
+    assert not thread.is_alive()
+    assert not ends[0].failures
+    whole(folder, wanted, known)
+    assert len(attempts(folder)[job]) > 1
 
 
 @pytest.mark.slow

@@ -127,6 +127,34 @@ def test_another_batch_of_the_same_bucket_traces_nothing():
     assert traced["times"] == before
 
 
+def test_a_slow_lane_does_not_keep_the_others_at_work(monkeypatch):
+    """The lane-steps executed are those of the lanes that run, not the slowest's times the batch."""
+    executed = []
+
+    class Counted(pool._Crew):
+        def start(self, function, width, *args):
+            if function is pool._advance:
+                executed.append(width * int(args[3]))
+            return super().start(function, width, *args)
+
+    monkeypatch.setattr(pool, "_Crew", Counted)
+    monkeypatch.setattr(pool, "STRAGGLING", 0)  # a narrower program is compiled at once
+    lanes = 1024
+    far = jnp.zeros((lanes, 2)).at[0].set(jnp.array([-1.2, 1.0]))
+    steep = jnp.ones(lanes).at[0].set(1e6)  # the others start next to their minimum
+
+    def valley(x, b):
+        return (1 - x[0]) ** 2 + b * (x[1] - x[0] ** 2) ** 2
+
+    sol = ok.minimize_many(valley, far, (steep,), method="lbfgs", tol=1e-6)
+    assert bool(jnp.all(sol.success))
+    slowest, work = int(sol.steps.max()), int(sol.steps.sum())
+    assert slowest > 10 * int(jnp.median(sol.steps))
+    narrowest = 2 * pool.FEWEST_LANES  # a block of fewer lanes takes as long
+    assert sum(executed) <= 2 * work + narrowest * slowest
+    assert sum(executed) < slowest * lanes / 8
+
+
 def test_inside_a_jit_it_is_a_vmap():
     start, args = fits(4)
     outside = ok.least_squares_many(decay, start, args)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contracts import ARGUMENTS, METHODS, NEEDS_RESIDUALS
+from contracts import ARGUMENTS, METHODS, PROBLEMS, usual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -321,16 +321,10 @@ def tapped(problem, method, steps):
     return dict(taps)
 
 
-QUICK = ["adam", "levenberg-marquardt", "newton-cg"]
-
-
-@pytest.mark.parametrize(
-    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_calls_of_a_measured_run_are_those_that_callbacks_see(method):
-    residual = method in NEEDS_RESIDUALS
-    problem = ok.problems.exponential_decay(20) if residual else ok.problems.rosenbrock()
-    problem, optimizer = problem.cast("float64"), named(method, **ARGUMENTS.get(method, {}))
+    problem = PROBLEMS[usual(method, "rosenbrock")].cast("float64")
+    optimizer = named(method, **ARGUMENTS.get(method, {}))
     run = run_of(problem, optimizer, steps=12)
     steps = [s.step for s in run.snapshots]
     ledger = {kind: n for kind, n in run.snapshots[-1].counts._asdict().items() if n}

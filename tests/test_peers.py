@@ -207,6 +207,76 @@ def test_calls_of_a_host_peer_are_those_its_compiled_functions_made(name):
     assert all(v >= getattr(stops[-1].counts, k) for k, v in ledger.items())
 
 
+TAPPED = {"sklearn:newton-cg": "hvp", "sklearn:newton-cholesky": "hessian", "sklearn:lbfgs": "grad"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of fits that end at their last iteration
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(n, x) for n in TAPPED for x in ("logistic", "softmax", "poisson")
+     if (n, x) != ("sklearn:newton-cg", "poisson")],  # it has no such solver
+)  # fmt: skip
+def test_calls_of_scikit_learn_are_those_its_losses_saw(name, loss, monkeypatch):
+    """The ledger, against taps a level below its own: the losses per example and the CG solver."""
+    from sklearn._loss import loss as losses
+    from sklearn.utils import optimize
+
+    from optikit.bench.peers.sklearn_models import SklearnSession, estimator, linear_problem
+
+    solver = name.partition(":")[2]
+    problem = {
+        "logistic": lambda: problem_for(name),
+        "poisson": lambda: linear(ok.losses.poisson, lambda s, r: r.poisson(np.exp(s)) * 1.0),
+        "softmax": lambda: ok.problems.softmax_regression("iris", l2=1e-2),
+    }[loss]().cast("float64")  # fmt: skip
+    start = problem.start(jax.random.key(0))
+    model = linear_problem(problem, start)
+    session = SklearnSession(problem, start, model, estimator(model, solver, seed=0), solver)
+    (stop,) = session.again([7])
+
+    below = collections.Counter()
+
+    def tap(owner, method):
+        original = getattr(owner, method)
+
+        def call(*args, **kwargs):
+            below[method] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, call)
+
+    for method in ("loss", "loss_gradient", "gradient", "gradient_hessian"):
+        tap(losses.BaseLoss, method)
+    tap(losses.HalfMultinomialLoss, "gradient_proba")  # instead of the last, with many classes
+    inner = optimize._cg
+
+    def conjugate_gradients(product, *args, **kwargs):
+        def counted(v):
+            below["product"] += 1
+            return product(v)
+
+        return inner(counted, *args, **kwargs)
+
+    monkeypatch.setattr(optimize, "_cg", conjugate_gradients)
+    session.make(7).fit(*session.data)
+
+    curved = below["gradient_hessian"] + below["gradient_proba"]
+    expected = {
+        "value": below["loss"],
+        "grad": below["loss_gradient"] + below["gradient"] + curved,
+        "hvp": below["product"],
+        "hessian": curved if solver == "newton-cholesky" else 0,
+    }
+    assert stop.counts._asdict() == dict.fromkeys(stop.counts._fields, 0) | expected
+    assert expected[TAPPED[name]] > 1
+
+
+@pytest.mark.parametrize("name", ["sklearn:svd", "sklearn:lsqr", "sklearn:saga", "sklearn:lbfgs"])
+def test_calls_that_nobody_counted_say_so(name):
+    told = trial(name, problem_for(name)).facts["peer"]["calls"]
+    assert told.startswith("counted" if name == "sklearn:lbfgs" else "derived from iterations: ")
+
+
 def test_marks_tell_kinds_of_use_apart():
     from optikit.bench.peers.taps import Tally, tapped
 

@@ -20,6 +20,7 @@ from optikit.bench.report.content import all_fronts, axes_of, content
 from optikit.bench.report.figures import course
 from optikit.bench.report.page import _script_safe
 from optikit.bench.report.thin import kept, share, short
+from optikit.bench.score import wilson
 from optikit.bench.spectra import spectra
 from optikit.problems import quadratic
 
@@ -118,6 +119,42 @@ def test_an_axis_that_one_method_lacks_is_left_out_for_it_alone(made, tmp_path):
     found = shown(results)
     assert found["profiles"]["left"]["warm"] == ["method 1: warm unknown on p0"]
     assert "method 1" in results.page().read_text()
+
+
+def test_peaks_of_memory_and_marks_stand_in_the_table_of_trials(made):
+    columns = shown(made)["trials"]["columns"]
+    at = columns.index("program MiB")
+    assert columns[at : at + 3] == ["program MiB", "process MiB", "device MiB"]
+    peaks = {"program_bytes": 3 * 2**20, "process_peak_bytes": 2**29, "device_peak_bytes": None}
+    first = made.problems[0]
+    held_against = {"marks": ["shared"], "peer": {"calls": "derived from iterations: so"}}
+    told = {"memory": peaks, **held_against}
+    curves = [c._replace(facts=c.facts | told) for c in first.curves]
+    problems = [first._replace(curves=curves, tuning=[])]
+    found = content(problems, made.study.targets, 1e-6, [], all_fronts(problems))
+    rows = found["trials"]["rows"]
+    assert {tuple(row[at : at + 3]) for row in rows} == {(3, 512, None)}
+    assert {row[-1] for row in rows} == {"shared, calls derived"}
+    assert {row[-1] for row in shown(made)["trials"]["rows"]} == {""}
+    with pytest.raises(ValueError, match="no curves on an axis 'memory'"):
+        figures(made, "nowhere", axes=["memory"])
+
+
+def test_success_rates_and_running_times_stand_in_page_and_json(made):
+    told = json.loads(made.summary.as_json())
+    (found,) = (o for o in told["outcomes"] if (o["problem"], o["variant"]) == ("p0", "method 1"))
+    assert (found["reached"], found["trials"], found["axis"]) == (SEEDS, SEEDS, "warm")
+    assert found["success"] == pytest.approx(wilson(SEEDS, SEEDS)[:3])
+    low, high = found["expected"][1:]
+    assert low <= found["expected"][0] <= high
+    assert set(told["trade_offs"]) == {"p0", "p1"}
+    page = made.page().read_text()
+    assert f"{SEEDS} of {SEEDS} (44 to 100 %)" in page
+    assert "expected, seconds, warm" in page
+    assert all(sentence in page for sentence in told["trade_offs"].values())
+    assert {tuple(row["memory_bytes"]) for row in told["rows"]} == {
+        ("program", "process", "device")
+    }
 
 
 def test_json_cannot_end_its_script_element():
@@ -303,6 +340,10 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
         assert [c["label"] for c in charts] == [p.label for p in made.problems]
         for chart in charts:
             assert chart["x"] == AXES[key].label
+            if AXES[key].whole:
+                assert chart["drawn"] == 1, "the front: a method is points without a line"
+                assert len(chart["traces"]) == 1 + variants
+                continue
             ended = key != "count_hessian" or "ended at" in chart["traces"]
             assert len(chart["traces"]) == 1 + 3 * variants + ended, "the front; band, band, median"
             # a method that never calls an oracle has no course along its calls

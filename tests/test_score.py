@@ -31,7 +31,9 @@ from optikit.bench.score import (
     median_cost,
     merged,
     off_every_front,
+    on_front,
     on_one_machine,
+    outcomes,
     pairwise,
     performance_profile,
     rank_changes,
@@ -45,6 +47,7 @@ from optikit.bench.score import (
     standings,
     success_rate,
     sweeps,
+    trade_offs,
     verdict,
     verdicts,
     wilson,
@@ -52,6 +55,7 @@ from optikit.bench.score import (
 )
 from optikit.bench.score.intervals import mean, median
 from optikit.bench.score.known import improved
+from optikit.bench.score.repeats import merged_repeats
 from optikit.bench.store import Record
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -385,6 +389,90 @@ def test_orders_that_change_with_the_axis_are_told():
     places = [(s.variant, s.place) for s in standings(pair(10.0, 90.0, 7.0, 7.0), 1e-6, "calls")]
     assert places == [("a", 1), ("b", 1)]  # not separable: one place
     assert off_every_front(pair(10.0, 90.0, 20.0, 70.0), ["warm", "calls"]) == ["b"]
+    # the six seeds change nothing, which makes them one run
+    assert trade_offs(pair(10.0, 90.0, 70.0, 20.0), 1e-6, ["warm", "calls"]) == (
+        "In one run each, the order changes with the axis: a is ahead of b in warm seconds, behind "
+        "it in oracle calls."
+    )
+    assert trade_offs(pair(10.0, 90.0, 20.0, 70.0), 1e-6, ["warm", "calls"]) == (
+        "No two methods change order from axis to axis by more than is in doubt. "
+        "On the front of no axis: b."
+    )
+    same = pair(10.0, 10.0, 20.0, 20.0)
+    assert off_every_front(same, ["warm", "calls"]) == []  # who came to the same point shares it
+    assert on_front(front(same, "calls")) == ["a", "b"]
+    (alone,) = study({"p": {"a": [3.0], "b": [5.0]}})
+    assert trade_offs(alone._replace(curves=alone.curves[:1]), 1e-6, ["warm"]) == ""
+
+
+def test_a_change_of_order_is_told_where_it_is_beyond_doubt():
+    (found,) = study({"p": {"a": [30.0, 33.0, 36.0], "b": [60.0, 66.0, 72.0]}})
+    for one in found.curves:
+        calls = {"a": 9.0, "b": 3.0}[one.variant] + one.seed / 10
+        one.costs.update(calls=[0, calls, calls])
+    said = trade_offs(found, 1e-6, ["warm", "calls"])
+    assert said.startswith("The order changes with the axis: a is ahead of b in warm seconds")
+    # a clock that leaves open who was sooner makes no order
+    lone = found._replace(curves=[c._replace(warm_spread=[(1.0, 99.0)] * 3)
+                                  for c in found.curves if c.seed == 0])  # fmt: skip
+    said = trade_offs(lone, 1e-6, ["warm", "calls"])
+    assert said.startswith("No two methods change order")
+
+
+def test_outcomes_are_the_rate_the_median_and_the_expected_time():
+    (found,) = study({"p": {"a": [10.0, 20.0, 30.0, math.inf], "b": [math.inf] * 4}})
+    a, b = outcomes(found, 1e-6, "calls")
+    trials = reaches([found], 1e-6, "calls", "a")
+    assert (a.variant, a.reached, a.trials) == ("a", 3, 4)
+    assert (a.success, a.median) == (success_rate(trials), median_cost(trials))
+    assert a.expected == expected_running_time(trials)
+    assert (b.reached, b.success.low, b.expected.estimate) == (0, 0.0, math.inf)
+    assert b.plain()["expected"] == [None, None, None]
+    # seeds that repeat one run are one trial: five of five would claim too much
+    (repeats,) = study({"p": {"a": [10.0] * 5}})
+    (one,) = outcomes(repeats, 1e-6, "calls")
+    assert (one.reached, one.trials) == (1, 1)
+    assert one.success.low == pytest.approx(wilson(1, 1).low)
+
+
+def test_repeats_of_one_run_are_compared_whichever_took_the_median_time():
+    """Of each method another seed may be in the middle: the pair is one all the same."""
+    made = []
+    for variant, seconds in (("a", [1.0, 2.0, 3.0]), ("b", [40.0, 60.0, 50.0])):
+        for seed, warm in enumerate(seconds):
+            one = curve(variant, 10.0, seed=seed, second=variant == "a")
+            one.costs.update(warm=[0.0, warm, warm])
+            made.append(one._replace(warm_spread=[(c, c) for c in one.costs["warm"]]))
+    merged, repeats = merged_repeats(problem("p", made))
+    assert repeats == 3
+    ratio = cost_ratio(*(reaches([merged], 1e-6, "warm", v) for v in "ab"))
+    assert (ratio.joint, ratio.interval.estimate) == (1, pytest.approx(2 / 50))
+    told = verdict(problem("p", made), 1e-6)
+    assert "one seed, so a measurement and no claim" in told
+    assert "The 3 seeds repeat one run" in told
+
+
+def test_memory_is_a_number_of_a_trial_and_of_its_machine():
+    axis = AXES["memory"]
+    assert axis.whole
+    assert axis.of({}, {"memory_bytes": 3 * 2**20}, {}) == 3.0
+    for facts in ({}, {"memory_bytes": None}, {"memory_bytes": 2**20, "lanes": {"number": 4}}):
+        assert math.isnan(axis.of({}, facts, {}))
+    made = []
+    for name, mib, gap in (("lean", 1.0, 1e-3), ("good", 8.0, 1e-9), ("worse", 9.0, 1e-8)):
+        one = curve(name, 10.0)
+        one.costs.update(memory=[mib] * 3)
+        made.append(one._replace(gaps=[1.0, 0.5, gap], facts={"invalid": ["shared"]}))
+    found = problem("p", made)
+    assert on_front(front(found, "memory")) == ["lean", "good"]
+    # an invalid clock says nothing against it, another machine does
+    (reached,) = reaches([found], 1e-6, "memory", "good")
+    assert (reached.lower, reached.cost, reached.upper) == (8.0, 8.0, 8.0)
+    order = [(s.variant, s.cost) for s in standings(found, 1e-6, "memory")]
+    assert order == [("good", 8.0), ("worse", 9.0), ("lean", math.inf)]
+    elsewhere = [made[0], made[1]._replace(machine="other")]
+    with pytest.raises(ValueError, match="2 machines"):
+        reaches([problem("p", elsewhere)], 1e-6, "memory")
 
 
 # --- ratings -------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+MIB = 2**20
+
 KINDS = ("value", "grad", "jvp", "vjp", "hvp", "ggnvp", "hessian", "jacobian")
 
 
@@ -15,12 +17,14 @@ class Axis(NamedTuple):
       label: for people, with the unit.
       meaning: how it is obtained, in a sentence.
       of: (row, trial facts, prices) -> the cumulative cost at a snapshot, NaN if unknown.
+      whole: whether it is one number for a whole trial, the same at every snapshot: no curve.
     """
 
     key: str
     label: str
     meaning: str
     of: Callable[[dict[str, Any], dict[str, Any], dict[str, float]], float]
+    whole: bool = False
 
 
 def calls(row: dict[str, Any]) -> dict[str, int]:
@@ -51,6 +55,13 @@ def _of(column: str) -> Callable[[dict, dict, dict], float]:
         return float("nan") if found is None else found
 
     return cost
+
+
+def _memory(row: dict, facts: dict, prices: dict[str, float]) -> float:
+    """MiB of a trial's own program; NaN where there is none, or where lanes share one."""
+    del row, prices
+    found = None if facts.get("lanes") else facts.get("memory_bytes")
+    return float("nan") if found is None else found / MIB
 
 
 def _accepted(row: dict, facts: dict, prices: dict[str, float]) -> float:
@@ -117,6 +128,15 @@ AXES: dict[str, Axis] = {
             "The device's energy counter over repeated runs, less idling, shared out over a run in "
             "proportion to its warm seconds.",
             _of("joules"),
+        ),
+        Axis(
+            "memory",
+            "program memory, MiB",
+            "Peak memory of the compiled program as its compiler planned it: arguments, results "
+            "and temporaries, less what they share. Not known of libraries that run on the host. "
+            "One number a trial, so it has no curve: a trial is a point, at the best it came to.",
+            _memory,
+            whole=True,
         ),
         *(
             Axis(

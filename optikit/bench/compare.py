@@ -19,7 +19,7 @@ from optikit.bench.job import Job
 from optikit.bench.score.curves import Curve, ProblemScore, score
 from optikit.bench.score.intervals import Interval
 from optikit.bench.score.known import merged
-from optikit.bench.score.reach import MACHINE_AXES, Ratio, Reach, cost_ratio, reach
+from optikit.bench.score.reach import CLOCK_AXES, MACHINE_AXES, Ratio, Reach, cost_ratio, reach
 from optikit.bench.store import Record
 
 SIGNIFICANT = 0.002
@@ -274,7 +274,7 @@ def _cost(blank: Change, joint: list[tuple[Reach, Reach]]) -> Change:
         from scipy.stats import mannwhitneyu
 
         p = float(mannwhitneyu([t.cost for t in now], [t.cost for t in was]).pvalue)
-    effect = 1 + (CLOCK_EFFECT if blank.axis in MACHINE_AXES else EFFECT)
+    effect = 1 + (CLOCK_EFFECT if blank.axis in CLOCK_AXES else EFFECT)
     firm = cost_ratio(now, was, level=1 - SIGNIFICANT).separable
     certain = ratio.separable and (firm or (p is not None and p < SIGNIFICANT))
     verdict, reason = _judged(ratio, effect, certain=certain)

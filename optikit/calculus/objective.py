@@ -252,7 +252,11 @@ def residual_vector(objective: Objective) -> Callable[..., Float[Array, " m"]] |
     if objective.kind == "residuals":
 
         def data_part(params, *args):
-            return tree.ravel(_split(objective, objective.fun(params, *args))[0])
+            r = tree.ravel(_split(objective, objective.fun(params, *args))[0])
+            if r.size == 0:
+                msg = f"{fingerprint(objective)} returned no residuals: there is nothing to fit."
+                raise ValueError(msg)
+            return r
 
     elif loss is not None and loss.residual is not None:
         each = loss.residual

@@ -165,10 +165,15 @@ def declared(use: str) -> Signature:
     return Signature(library.methods[method], False, summary, pathlib.Path(__file__))
 
 
-def about(use: str) -> dict[str, str]:
-    """For a record: the library with its version, and what one of its steps is."""
+COUNTED = "counted"
+"""What `about` says of oracle calls that were seen, not worked out."""
+
+
+def about(use: str, calls: str = COUNTED) -> dict[str, str]:
+    """For a record: the library with its version, what one of its steps is, whence its calls."""
     library = LIBRARIES[use.partition(":")[0]]
-    return {"library": f"{library.distribution} {version(use)}", "step": library.steps}
+    told = f"{library.distribution} {version(use)}"
+    return {"library": told, "step": library.steps, "calls": calls}
 
 
 def version(use: str) -> str:

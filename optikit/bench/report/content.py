@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optikit.bench.axes import AXES, Axis, compile_seconds, known_axes
-from optikit.bench.report.table import COLUMNS
+from optikit.bench.axes import AXES, MIB, Axis, compile_seconds, known_axes
+from optikit.bench.peers.catalogue import COUNTED
+from optikit.bench.report.table import COLUMNS, memory_of
 from optikit.bench.report.thin import kept, share, short
 from optikit.bench.score import (
     MACHINE_AXES,
@@ -52,7 +53,9 @@ def content(
     machine = {c.machine for p in clocked for c in p.curves}
     most = share(sum(len(p.curves) for p in problems))
     return {
-        "axes": [{"key": a.key, "label": a.label, "meaning": a.meaning} for a in axes],
+        "axes": [
+            {"key": a.key, "label": a.label, "meaning": a.meaning, "whole": a.whole} for a in axes
+        ],
         "targets": sorted(targets, reverse=True),
         "target": target,
         "variants": [
@@ -188,8 +191,11 @@ def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
         *(f"{AXES[c].label} to {target:g}" for c in COLUMNS),
         "compile s",
         "program MiB",
+        "process MiB",
+        "device MiB",
         "ended",
         "final point",
+        "marks",
     ]
     rows = []
     for problem in problems:
@@ -200,7 +206,6 @@ def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
 
 def _trial(curve: Curve, role: str, target: float) -> list[Any]:
     found = hit(curve, target)
-    memory = curve.facts.get("memory_bytes")
     best = min(range(len(curve.gaps)), key=lambda i: curve.gaps[i])
     certificate = curve.facts.get("certificate") or {}
     return [
@@ -213,7 +218,14 @@ def _trial(curve: Curve, role: str, target: float) -> list[Any]:
         told(curve, best),
         *(short(found.cost[c]) if found else None for c in COLUMNS),
         short(compile_seconds(curve.facts)),
-        None if memory is None else short(memory / 2**20),
+        *(None if x is None else short(x / MIB) for x in memory_of(curve.facts).values()),
         curve.facts["status"].lower().replace("_", " "),
         certificate.get("kind", "").replace("-", " "),
+        ", ".join(_marks(curve.facts)),
     ]
+
+
+def _marks(facts: Mapping[str, Any]) -> list[str]:
+    """What to hold against a trial's numbers."""
+    derived = facts.get("peer", {}).get("calls", "") not in ("", COUNTED)
+    return [*(facts.get("marks") or []), *(["calls derived"] if derived else [])]

@@ -75,16 +75,17 @@ def figures(
       axes: axes of cost, a panel each; those without data are left out.
 
     Raises:
-      ValueError: an unknown format or axis.
+      ValueError: an unknown format or axis, or one that has no curves.
       ImportError: matplotlib is not installed.
       StoreError: they cannot be written there.
     """
     if format not in FORMATS:
         msg = f"unknown format {format!r}: choose from {', '.join(FORMATS)}."
         raise ValueError(msg)
-    unknown = [axis for axis in axes if axis not in AXES]
+    curved = [axis.key for axis in AXES.values() if not axis.whole]
+    unknown = [axis for axis in axes if axis not in curved]
     if unknown:
-        msg = f"unknown axis {unknown[0]!r}: choose from {', '.join(AXES)}."
+        msg = f"no curves on an axis {unknown[0]!r}: choose from {', '.join(curved)}."
         raise ValueError(msg)
     try:
         import matplotlib as mpl

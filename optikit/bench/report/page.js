@@ -120,6 +120,20 @@
         line: { color: "rgba(120,130,145,.28)", width: 9, shape: "hv" }, hoverinfo: "skip" });
     }
     const chosen = problem.curves.filter(c => !hidden.has(c.v) && c.cost[key]);
+    const shapes = y === "gap" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: +target.value, y1: +target.value, line: { color: "#9aa5b4", width: 1, dash: "dash" } }] : [];
+    const frame = { ...layout(problem.label,
+      { title: titled(label("label")), type: xscale.value },
+      { title: titled(progress.selectedOptions[0].text), type: yscale.value }), shapes };
+    // one number a trial has no curve: a point, at the least that the trial came to
+    if (label("whole")) {
+      for (const v of new Set(chosen.map(c => c.v))) {
+        const own = chosen.filter(c => c.v === v);
+        traces.push({ name: plain(data.variants[v].name), x: own.map(c => c.cost[key].at(-1)), y: own.map(c => Math.min(...c[y].filter(g => g !== null))),
+          mode: "markers", marker: { size: 9, symbol: symbol(v) + (data.variants[v].second ? "" : "-open"), color: colour(v), line: { width: 1.5 } },
+          hovertemplate: "%{y:.2e} with %{x:.4g}<extra>%{fullData.name}</extra>" });
+      }
+      return [traces, frame];
+    }
     for (const v of new Set(chosen.map(c => c.v))) {
       const own = chosen.filter(c => c.v === v), name = plain(data.variants[v].name);
       const style = { color: colour(v), width: 1.8, dash: dash(v) };
@@ -144,10 +158,7 @@
         marker: { size: 9, symbol: ended.map(c => marks[c.kind] ?? "asterisk-open"), color: ended.map(c => colour(c.v)), line: { width: 1.5 } },
         text: ended.map(c => `${plain(data.variants[c.v].name)}: ${c.kind.replaceAll("-", " ")}`), hovertemplate: "%{text}<extra></extra>" });
     }
-    const reach = progress.value === "gap" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: +target.value, y1: +target.value, line: { color: "#9aa5b4", width: 1, dash: "dash" } }] : [];
-    return [traces, { ...layout(problem.label,
-      { title: titled(label("label")), type: xscale.value },
-      { title: titled(progress.selectedOptions[0].text), type: yscale.value }), shapes: reach }];
+    return [traces, frame];
   }
 
   function profile(kind, title, xtitle, ytitle, pick) {

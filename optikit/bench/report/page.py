@@ -51,7 +51,7 @@ def write_page(
         "TARGET": f"{summary.target:g}",
         "RATINGS": ratings_table(problems, summary.target, study.reference),
         "MATCHED": matched_tables(problems, study.reference),
-        "STANDINGS": standings_tables(problems, summary.target, fronts),
+        "STANDINGS": standings_tables(problems, summary, fronts),
         "TUNING": _tuning(tuned),
         "FAILURES": _failures(summary),
         "PROBLEMS": "".join(_problem(problem) for problem in problems),

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 from optikit.bench.axes import AXES
 from optikit.bench.report.content import Fronts
-from optikit.bench.report.table import COLUMNS
+from optikit.bench.report.table import PLACED, Summary
 from optikit.bench.score import (
+    CLOCK_AXES,
+    Interval,
     Matched,
+    Outcome,
     ProblemScore,
     Rating,
     Standing,
     matched,
+    on_front,
     on_one_machine,
     rating_table,
     ratings,
@@ -20,22 +24,32 @@ from optikit.bench.score import (
 )
 
 
-def standings_tables(problems: Sequence[ProblemScore], target: float, fronts: Fronts) -> str:
-    """Per problem, a table of places: methods by rows, axes by columns; the first one is open."""
+def standings_tables(problems: Sequence[ProblemScore], summary: Summary, fronts: Fronts) -> str:
+    """Per problem, how often each method met the target, what that costs, and its place by axis.
+
+    The first problem's table is open.
+    """
     chosen, _ = on_one_machine(problems)
     tables = [
         f"<details{'' if i else ' open'}><summary>{html.escape(problem.label)}</summary>"
-        f"{_standings(problem, target, fronts)}</details>"
+        f"{_standings(problem, summary, fronts)}"
+        f"{_told(summary.trade_offs.get(problem.label, ''))}</details>"
         for i, problem in enumerate(p for p in chosen if p.curves)
     ]
     return "".join(tables)
 
 
-def _standings(problem: ProblemScore, target: float, fronts: Fronts) -> str:
+def _told(sentence: str) -> str:
+    return f"<p>{html.escape(sentence)}</p>" if sentence else ""
+
+
+def _standings(problem: ProblemScore, summary: Summary, fronts: Fronts) -> str:
+    target = summary.target
+    met = {o.variant: o for o in summary.outcomes if o.problem == problem.label}
     columns: dict[str, dict[str, str]] = {}
-    for axis in COLUMNS:
+    for axis in PLACED:
         placed = standings(problem, target, axis)
-        ahead = {point.variant for point in fronts.get((problem.label, axis), [])[1:]}
+        ahead = on_front(fronts.get((problem.label, axis), []))
         if any(math.isfinite(s.cost) for s in placed):
             columns[axis] = {s.variant: _place(s, placed, s.variant in ahead) for s in placed}
     if not columns:
@@ -44,16 +58,40 @@ def _standings(problem: ProblemScore, target: float, fronts: Fronts) -> str:
     first = next(iter(columns.values()))
     order = [*first, *(v for v in variants if v not in first)]
     rows = "".join(
-        f"<tr><td>{html.escape(variant)}</td>"
+        f"<tr><td>{html.escape(variant)}</td>{_outcome(met.get(variant))}"
         + "".join(column.get(variant, "<td></td>") for column in columns.values())
         + "</tr>"
         for variant in order
     )
-    heads = "".join(f"<th>{html.escape(AXES[axis].label)}</th>" for axis in columns)
+    unit = next((f", {AXES[o.axis].label}" for o in met.values()), "")
+    names = ("reached", f"expected{unit}", *(AXES[axis].label for axis in columns))
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     return (
         f"<div class=scroll><table><thead><tr><th>optimizer</th>{heads}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _outcome(found: Outcome | None) -> str:
+    """Success rate and expected running time with their intervals; the median on pointing."""
+    if found is None:
+        return "<td></td>" * 2
+    share = f"{100 * found.success.low:.0f} to {100 * found.success.high:.0f} %"
+    median, expected = (_interval(x, found.axis) for x in (found.median, found.expected))
+    return (
+        f"<td class=n>{found.reached} of {found.trials} ({share})</td>"
+        f"<td class=n title='median {median}'>{expected}</td>"
+    )
+
+
+def _interval(found: Interval, axis: str) -> str:
+    if not math.isfinite(found.estimate):
+        return "-"
+    scale, unit = 1.0, ""
+    if axis in CLOCK_AXES:
+        scale, unit = (1e3, " ms") if found.estimate < 1 else (1.0, " s")
+    estimate, low, high = (f"{scale * x:.3g}".replace("inf", "∞") for x in found[:3])
+    return f"{estimate}{unit} ({low} to {high})"
 
 
 def _place(standing: Standing, placed: list[Standing], ahead: bool) -> str:

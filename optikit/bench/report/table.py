@@ -5,9 +5,24 @@ import math
 from typing import Any, NamedTuple
 
 from optikit.bench.plain import on_lines, on_one_line
-from optikit.bench.score import Curve, ProblemScore, hit, main_target, verdicts
+from optikit.bench.score import (
+    Curve,
+    Outcome,
+    ProblemScore,
+    hit,
+    main_target,
+    on_one_machine,
+    outcomes,
+    trade_offs,
+    verdicts,
+)
+from optikit.bench.score.verdicts import main_axis
 
 COLUMNS = ("steps", "calls", "gradients", "flops", "warm", "cold")
+"""The axes of the tables, of trials and of places."""
+
+PLACED = (*COLUMNS, "memory")
+"""The axes on which methods are placed."""
 
 
 class Summary(NamedTuple):
@@ -16,7 +31,11 @@ class Summary(NamedTuple):
     Attributes:
       target: the relative suboptimality the table speaks of.
       rows: one dict per trial: problem, optimizer, seed, status, gap, the cost of reaching the
-        target on every axis (None if it was not reached); its problem's metrics at the best point.
+        target on every axis (None if it was not reached); its problem's metrics at the best point;
+        its peaks of memory in bytes.
+      outcomes: per problem and variant: success rate, median cost and expected running time on the
+        problem's main axis, each with its interval.
+      trade_offs: by problem, where the order of methods changes with the axis, in words.
       verdicts: per problem, sweep and study.
       failures: job title and reason.
     """
@@ -25,10 +44,13 @@ class Summary(NamedTuple):
     rows: list[dict[str, Any]]
     verdicts: list[str]
     failures: list[tuple[str, str]]
+    outcomes: list[Outcome]
+    trade_offs: dict[str, str]
 
     def as_json(self) -> str:
         """For programs."""
-        return json.dumps(self._asdict(), indent=2, allow_nan=False)
+        told = self._asdict() | {"outcomes": [found.plain() for found in self.outcomes]}
+        return json.dumps(told, indent=2, allow_nan=False)
 
     def print(self) -> None:
         """To stdout, for people."""
@@ -82,7 +104,16 @@ def summarise(
     """The summary of a scored study."""
     target = main_target(targets)
     rows = [_row(curve, target, problem) for problem in problems for curve in problem.curves]
-    return Summary(target, rows, verdicts(problems, target, reference=reference), failures)
+    told = verdicts(problems, target, reference=reference)
+    ran = [problem for problem in on_one_machine(problems)[0] if problem.curves]
+    return Summary(
+        target=target,
+        rows=rows,
+        verdicts=told,
+        failures=failures,
+        outcomes=[o for p in ran for o in outcomes(p, target, main_axis([p]))],
+        trade_offs={p.label: said for p in ran if (said := trade_offs(p, target, PLACED))},
+    )
 
 
 def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
@@ -98,8 +129,17 @@ def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:
         "status": curve.facts["status"],
         "gap": gap if math.isfinite(gap) else None,
         "metrics": {name: _plain(x[best]) for name, x in curve.metrics.items()},
+        "memory_bytes": memory_of(curve.facts),
         **costs,
     }
+
+
+def memory_of(facts: dict[str, Any]) -> dict[str, int | None]:
+    """A trial's peaks of memory in bytes, None where unknown: program, process, device."""
+    told = facts.get("memory") or {"program_bytes": facts.get("memory_bytes")}
+    keys = {"program": "program_bytes", "process": "process_peak_bytes",
+            "device": "device_peak_bytes"}  # fmt: skip
+    return {name: told.get(key) for name, key in keys.items()}
 
 
 def _metrics(found: dict[str, float | None]) -> str:

@@ -10,12 +10,14 @@ from optikit.bench.score.fronts import (
     Standing,
     front,
     off_every_front,
+    on_front,
     rank_changes,
     standings,
 )
 from optikit.bench.score.intervals import Interval, bootstrap, wilson
 from optikit.bench.score.known import BestKnown, identity, merged, read_known, write_known
 from optikit.bench.score.matched import Matched, matched
+from optikit.bench.score.outcomes import Outcome, outcomes, trade_offs
 from optikit.bench.score.profiles import (
     CostTable,
     LeftOut,
@@ -31,6 +33,7 @@ from optikit.bench.score.profiles import (
 )
 from optikit.bench.score.rating import Rating, RatingTable, rating_table, ratings
 from optikit.bench.score.reach import (
+    CLOCK_AXES,
     MACHINE_AXES,
     Ratio,
     Reach,
@@ -54,6 +57,7 @@ from optikit.bench.score.scaling import (
 from optikit.bench.score.verdicts import verdict, verdicts
 
 __all__ = [
+    "CLOCK_AXES",
     "MACHINE_AXES",
     "BestKnown",
     "CostTable",
@@ -65,6 +69,7 @@ __all__ = [
     "Interval",
     "LeftOut",
     "Matched",
+    "Outcome",
     "Pair",
     "ProblemScore",
     "RankChange",
@@ -93,7 +98,9 @@ __all__ = [
     "median_cost",
     "merged",
     "off_every_front",
+    "on_front",
     "on_one_machine",
+    "outcomes",
     "pairwise",
     "performance_profile",
     "rank_changes",
@@ -107,6 +114,7 @@ __all__ = [
     "standings",
     "success_rate",
     "sweeps",
+    "trade_offs",
     "verdict",
     "verdicts",
     "wilson",

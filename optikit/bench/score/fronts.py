@@ -21,7 +21,7 @@ def front(problem: ProblemScore, axis: str) -> list[FrontPoint]:
     """The Pareto front of suboptimality against an axis, over all snapshots, cheapest first.
 
     The front of a method alone is its own course; a rival appears on it where it was closer to the
-    optimum at the same cost.
+    optimum at the same cost. Who came to the same point shares it.
     """
     points = sorted(
         FrontPoint(cost, gap, curve.variant, curve.seed)
@@ -31,14 +31,21 @@ def front(problem: ProblemScore, axis: str) -> list[FrontPoint]:
     )
     found: list[FrontPoint] = []
     for point in points:
-        if not found or point.gap < found[-1].gap:
+        last = found[-1] if found else None
+        tied = last and point[:2] == last[:2] and point.variant != last.variant
+        if last is None or point.gap < last.gap or tied:
             found.append(point)
     return found
 
 
+def on_front(points: Sequence[FrontPoint]) -> list[str]:
+    """The variants on a front, cheapest first, without those that are there by their start only."""
+    return list(dict.fromkeys(point.variant for point in points if point.gap < 1))
+
+
 def off_every_front(problem: ProblemScore, axes: Sequence[str]) -> list[str]:
     """Variants that are on the front of no axis: whatever one pays in, another does better."""
-    on = {point.variant for axis in axes for point in front(problem, axis)[1:]}
+    on = {variant for axis in axes for variant in on_front(front(problem, axis))}
     variants = dict.fromkeys(curve.variant for curve in problem.curves)
     return [variant for variant in variants if variant not in on]
 

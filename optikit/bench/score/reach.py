@@ -15,7 +15,10 @@ import numpy as np
 from optikit.bench.score.curves import Curve, ProblemScore
 from optikit.bench.score.intervals import LEVEL, Interval, bootstrap, mean, median, wilson
 
-MACHINE_AXES = frozenset({"warm", "cold", "joules"})
+CLOCK_AXES = frozenset({"warm", "cold", "joules"})
+"""Axes that a clock is behind: unknown where it is invalid."""
+
+MACHINE_AXES = CLOCK_AXES | {"memory"}
 """Axes that mean something on one machine only."""
 
 _FREE = {"warm": 1e-9, "cold": 1e-9, "joules": 1e-9}
@@ -63,7 +66,7 @@ def reach(curve: Curve, target: float, axis: str, *, group: str = "") -> Reach:
         reached=found is not None, cost=math.inf, lower=costs[-1], upper=math.inf,
         fastest=spread[-1][0], slowest=math.inf, spent=costs[-1],
     )  # fmt: skip
-    if axis in MACHINE_AXES and curve.facts.get("invalid"):
+    if axis in CLOCK_AXES and curve.facts.get("invalid"):
         return made._replace(**dict.fromkeys(made._fields[-6:], math.nan))  # no clock at all
     if found is None:
         return made
@@ -86,7 +89,7 @@ def reaches(
     """Every reported trial's `Reach`, or those of one variant; where the axis is known.
 
     Raises:
-      ValueError: the axis is a clock and a problem's trials come from several machines.
+      ValueError: the axis is of one machine and a problem's trials come from several.
     """
     found = []
     for problem in problems:

@@ -50,5 +50,6 @@ def _points(curve: Curve) -> dict[float, str]:
 
 
 def _middle(curves: Sequence[Curve]) -> Curve:
-    """The trial that took the median time."""
-    return sorted(curves, key=lambda curve: curve.costs["warm"][-1])[len(curves) // 2]
+    """The trial that took the median time, under the first seed: pairs are formed by seed."""
+    middle = sorted(curves, key=lambda curve: curve.costs["warm"][-1])[len(curves) // 2]
+    return middle._replace(seed=min(curve.seed for curve in curves))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from optikit.bench.score.curves import ProblemScore
-from optikit.bench.score.fronts import front, standings
+from optikit.bench.score.fronts import front, on_front, standings
 from optikit.bench.score.intervals import LEVEL
 from optikit.bench.score.rating import LIMIT, rating_table, ratings
 from optikit.bench.score.reach import (
-    MACHINE_AXES,
+    CLOCK_AXES,
     Ratio,
     Reach,
     cost_ratio,
@@ -67,7 +67,7 @@ def verdict(problem: ProblemScore, target: float) -> str:
     seeds = len({curve.seed for curve in problem.curves})
     where = f"On {problem.label}"
     missed = _missed(problem, target)
-    tails = [f"Not within the budget: {_listed(missed)}."] if missed else []
+    tails = [f"Not within the budget: {listed(missed)}."] if missed else []
     tails += [f"The {repeats} seeds repeat one run: nothing depends on them."] * (repeats > 1)
     tails += [note] if note else []
     if problem.curves and all(curve.gaps[0] == 0 for curve in problem.curves):
@@ -100,13 +100,15 @@ def verdict(problem: ProblemScore, target: float) -> str:
 
 def main_axis(problems: Sequence[ProblemScore]) -> str:
     """The axis that verdicts lead with: warm seconds if every trial's clock is good."""
+    axes = ("warm", "gradients", "flops")
+    return next((axis for axis in axes if is_known(problems, axis)), "steps")
+
+
+def is_known(problems: Sequence[ProblemScore], axis: str) -> bool:
+    """Whether every trial has a cost on an axis, by a good clock if it is one of time."""
     curves = [c for p in problems for c in p.curves]
-
-    def known(axis: str) -> bool:
-        clock = axis not in MACHINE_AXES or not any(c.facts.get("invalid") for c in curves)
-        return clock and all(math.isfinite(c.costs[axis][-1]) for c in curves)
-
-    return next((axis for axis in ("warm", "gradients", "flops") if known(axis)), "steps")
+    clock = axis not in CLOCK_AXES or not any(c.facts.get("invalid") for c in curves)
+    return clock and all(math.isfinite(c.costs[axis][-1]) for c in curves)
 
 
 def _rivals(problem: ProblemScore, target: float, axis: str) -> tuple[Rival | None, Rival | None]:
@@ -142,7 +144,7 @@ def _lead(second: Rival, first: Rival, axis: str, target: float, seeds: int) -> 
     pays = ratio.interval.estimate < 1
     winner, loser = (second, first) if pays else (first, second)
     won, lost = amounts if pays else amounts[::-1]
-    sooner = "sooner" if axis in MACHINE_AXES else "cheaper"
+    sooner = "sooner" if axis in CLOCK_AXES else "cheaper"
     return (
         f"second order {'pays' if pays else 'does not pay'}: {winner.variant} reached {target:g} "
         f"of the optimum {_factor(ratio)} {sooner} than {loser.variant} in {name} ({won} against "
@@ -175,7 +177,7 @@ def _other_axes(problem: ProblemScore, target: float, main: str, seeds: int) -> 
 
 def _front(problem: ProblemScore, axis: str) -> str:
     """Who is closest to the optimum at some cost: the methods worth considering."""
-    names = list(dict.fromkeys(point.variant for point in front(problem, axis)[1:]))
+    names = on_front(front(problem, axis))
     if not names or len({curve.variant for curve in problem.curves}) < 3:
         return ""
     return f"On the front, as {SPOKEN.get(axis, axis)} grow: {', then '.join(names)}."
@@ -189,7 +191,7 @@ def _level(problem: ProblemScore, target: float, axis: str) -> str:
         return ""
     if len(level) > 2 and len(level) == len(order) - 1:
         return f"No method is separable from {order[0].variant}."
-    return f"Not separable from {order[0].variant}: {_listed([s.variant for s in level])}."
+    return f"Not separable from {order[0].variant}: {listed([s.variant for s in level])}."
 
 
 def scaling_verdict(sweep: Sweep, target: float, axis: str) -> str:
@@ -326,7 +328,7 @@ def _certainty(seeds: int) -> str:
 
 
 def _amount(cost: float, axis: str) -> str:
-    return _seconds(cost) if axis in MACHINE_AXES else f"{cost:.4g}"
+    return _seconds(cost) if axis in CLOCK_AXES else f"{cost:.4g}"
 
 
 def _seconds(x: float) -> str:
@@ -335,6 +337,7 @@ def _seconds(x: float) -> str:
     return f"{x * 1e3:.3g} ms" if x < 1 else f"{x:.3g} s"
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names in words: a, b and c."""
     unique = list(dict.fromkeys(names))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
