@@ -113,3 +113,69 @@ def test_the_floor_is_told_under_vmap_and_jit():
         return ok.minimize(misfit, jnp.zeros(5), args=(a, a @ jnp.ones(5)), method="lbfgs")
 
     assert bool(jnp.all(solve(a).success))
+
+
+STEPPED = ("newton", "newton-cg", "trust-region", "trust-region-exact", "cubic", "dogleg", "sr1",
+           "bfgs", "lbfgs", "nonlinear-cg", "newton-bfgs")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_that_was_refused_is_not_returned(name):
+    """Nor its evaluation: the gradient reported is that of the point reported."""
+
+    def cliff(x):  # NaN beyond the wall, and poorly modelled before it
+        return jnp.sum(
+            100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2 - 1e-3 * jnp.log(2 - x[0])
+        )
+
+    method = ok.optimizers.named(name)
+    oracle = ok.calculus.bind(ok.calculus.black_box(cliff), ())
+    step = jax.jit(lambda at, state, key: method.step(oracle, at, state, key))
+    at, _ = method.evaluate(oracle, jnp.array([-1.9, 1.9, -3.0]))
+    state = method.init(at)
+    for i in range(12):
+        params, following, state, info = step(at, state, jax.random.key(i))
+        assert float(following.value) <= float(at.value)
+        np.testing.assert_array_equal(params, following.params)
+        if not bool(info.accepted):
+            np.testing.assert_array_equal(params, at.params)
+        again = oracle.value_and_grad(params)
+        np.testing.assert_allclose(following.grad, again.grad, rtol=1e-9)
+        at = following
+
+
+@pytest.mark.parametrize("damping", ["ratio", "nielsen"])
+def test_a_trial_that_is_not_finite_raises_the_damping(damping):
+    method = ok.optimizers.levenberg_marquardt(damping=damping)
+    oracle = ok.calculus.bind(ok.residuals(lambda p: jnp.log(p) - 3.0), ())
+    at, _ = method.evaluate(oracle, jnp.array([0.01]))
+    state = method.init(at)
+
+    def walled(p):  # finite at the start alone
+        return jnp.where(p == 0.01, jnp.log(p) - 3.0, jnp.nan)
+
+    wall = ok.calculus.bind(ok.residuals(walled), ())
+    params, _, state, first = method.step(wall, at, state, jax.random.key(0))
+    params, _, _, second = method.step(wall, at._replace(params=params), state, jax.random.key(1))
+    assert not bool(first.accepted)
+    assert float(second.extras["damping"]) > float(first.extras["damping"])
+    np.testing.assert_array_equal(params, at.params)
+
+
+def test_tolerances_come_from_the_dtype():
+    """One that float32 cannot meet would call every float32 solve a failure."""
+    ends = {
+        dtype: ok.minimize(lambda x: jnp.sum((x - 3) ** 2), jnp.zeros(2, dtype), method="lbfgs")
+        for dtype in (jnp.float32, jnp.float64)
+    }
+    assert all(bool(sol.success) for sol in ends.values())
+    quartic = {
+        dtype: ok.minimize(lambda x: jnp.sum((x - 3) ** 4), jnp.zeros(2, dtype), method="lbfgs")
+        for dtype in ends
+    }
+    assert int(quartic[jnp.float64].steps) > int(quartic[jnp.float32].steps)
+
+
+def test_no_residuals_is_told():
+    with pytest.raises(ValueError, match="returned no residuals"):
+        ok.least_squares(lambda p: p[:0], jnp.zeros(2))
