@@ -266,14 +266,15 @@ def _eigenpairs(
 @functools.partial(jit, static_argnames=("subject", "look", "what", "method", "products"))
 def _estimate(params, args, scaling, key, *, subject, look, what, method, products) -> Estimated:
     flat = flat_operator(subject, params, args, look, scaling)
-    how = {"num_products": products, "dtype": flat.dtype}
     if method == "hutchinson":
         by = {"trace": estimators.hutchinson_trace, "diagonal": estimators.hutchinson}[what]
+        found, whole = by(flat.apply, flat.like, key, num_products=products), flat.whole
     else:
         by = {"trace": estimators.xtrace, "diagonal": estimators.xdiagonal}[what]
-    found = by(flat.product, flat.size, key, **how)
+        how = {"num_products": products, "dtype": flat.dtype}
+        found, whole = by(flat.product, flat.size, key, **how), flat.restore
     value, error = found.value, found.error
     if what == "diagonal":
-        value, error = flat.restore(value), flat.restore(error)
+        value, error = whole(value), whole(error)
     paid: Scalar | int = found.products
     return Estimated(value, error, tally(flat.setup, times(paid, flat.price)))

@@ -31,16 +31,21 @@ class Look(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A symmetric operator on flat vectors.
+    """A symmetric operator on flat vectors, or on lists of the leaves looked at.
 
     Attributes:
-      product: (n,) -> (n,). dense: () -> (n, n).
+      product: (n,) -> (n,). dense: () -> (n, n). apply: leaves -> leaves, without copies.
+      like: those leaves.
       restore: a flat vector in the parameters' structure, with zeros in leaves not looked at.
+      whole: the same of leaves.
       price, setup, dense_price: oracle calls of a product, of reading `product`, of `dense`.
     """
 
     product: Callable[[Float[Array, " n"]], Float[Array, " n"]]
     dense: Callable[[], Float[Array, "n n"]]
+    apply: Callable[[list[Array]], list[Array]]
+    like: list[Array]
+    whole: Callable[[list[Array]], Params]
     restore: Callable[[Float[Array, " n"]], Params]
     size: int
     dtype: jnp.dtype
@@ -64,32 +69,38 @@ def flat_operator(
     operator = _operator(subject, params, args, look)
     chosen = _matching(params, look.leaves)
     leaves, structure = jax.tree.flatten(params)
-    vector, unravel = ravel_pytree([x for x, take in zip(leaves, chosen, strict=True) if take])
-    root = None
-    if scaling is not None:
-        roots = jax.tree.leaves(
-            jax.tree.map(lambda s, p: jnp.sqrt(jnp.asarray(s, p.dtype)), scaling, params)
-        )
-        root = ravel_pytree([x for x, take in zip(roots, chosen, strict=True) if take])[0]
 
-    def restore(v: Array) -> Params:
-        parts = iter(unravel(v))
-        whole = [
-            next(parts) if take else jnp.zeros_like(x)
+    def taken(v: Params) -> list[Array]:
+        return [x for x, take in zip(jax.tree.leaves(v), chosen, strict=True) if take]
+
+    like = taken(params)
+    vector, unravel = ravel_pytree(like)
+    roots, root = None, None
+    if scaling is not None:
+        roots = taken(jax.tree.map(lambda s, p: jnp.sqrt(jnp.asarray(s, p.dtype)), scaling, params))
+        root = ravel_pytree(roots)[0]
+
+    def whole(parts: list[Array]) -> Params:
+        left = iter(parts)
+        every = [
+            next(left) if take else jnp.zeros_like(x)
             for x, take in zip(leaves, chosen, strict=True)
         ]
-        return jax.tree.unflatten(structure, whole)
-
-    def flatten(v: Params) -> Array:
-        kept = [x for x, take in zip(jax.tree.leaves(v), chosen, strict=True) if take]
-        return ravel_pytree(kept)[0]
+        return jax.tree.unflatten(structure, every)
 
     mv = operator.mv
 
+    def scaled(parts: list[Array]) -> list[Array]:
+        return parts if roots is None else [r * x for r, x in zip(roots, parts, strict=True)]
+
+    def apply(parts: list[Array]) -> list[Array]:
+        return scaled(taken(mv(whole(scaled(parts)))))
+
     def product(v: Array) -> Array:
-        scaled = v if root is None else root * v
-        image = flatten(mv(restore(scaled)))
-        return image if root is None else root * image
+        return ravel_pytree(apply(unravel(v)))[0]
+
+    def restore(v: Array) -> Params:
+        return whole(unravel(v))
 
     def dense() -> Array:
         mask = ravel_pytree(
@@ -102,7 +113,7 @@ def flat_operator(
         return matrix if root is None else root[:, None] * matrix * root[None, :]
 
     return Flat(
-        product, dense, restore, vector.size, vector.dtype,
+        product, dense, apply, like, whole, restore, vector.size, vector.dtype,
         operator.price, operator.setup, operator.matrix_price,
     )  # fmt: skip
 

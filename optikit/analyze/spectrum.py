@@ -222,9 +222,8 @@ def _spectrum(
         )  # fmt: skip
     probe_key, end_key = jax.random.split(key)
     found = lanczos_quadrature(
-        flat.product, n, probe_key, dtype=flat.dtype, num_probes=num_probes,
-        num_products=num_products,
-    )  # fmt: skip
+        flat.apply, flat.like, probe_key, num_probes=num_probes, num_products=num_products
+    )
     products = num_probes * found.nodes.shape[1]
     if k:
         pairs = eigenpairs(

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optikit.core import Key, Scalar, tree
-from optikit.core.tree import HIGHEST
+from optikit.core.typing import PyTree
 
 
 class Quadrature(NamedTuple):
@@ -44,30 +44,35 @@ class Quadrature(NamedTuple):
 
 
 def lanczos_quadrature(
-    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
-    n: int,
+    product: Callable[[PyTree], PyTree],
+    like: PyTree,
     key: Key,
     *,
-    dtype: jnp.dtype,
     num_probes: int,
     num_products: int,
 ) -> Quadrature:
     """Quadratures of `num_probes` random vectors of signs, with `num_products` products each.
 
-    Memory: three vectors of n numbers. Probes run one after another.
+    Memory: three vectors. They are pytrees throughout: a copy into one flat vector and back, for
+    each product, would take as much again. Probes run one after another.
+
+    Args:
+      product: of a symmetric operator on pytrees of the structure of `like`.
+      like: arrays, or their shapes and dtypes.
 
     Example:
       >>> d = jnp.arange(1.0, 9.0)
-      >>> found = lanczos_quadrature(lambda v: d * v, 8, jax.random.key(0), dtype=d.dtype,
-      ...                            num_probes=2, num_products=8)
+      >>> found = lanczos_quadrature(lambda v: d * v, d, jax.random.key(0), num_probes=2,
+      ...                            num_products=8)
       >>> [round(float(found.trace(lambda x: x)[0]), 3), found.nodes.shape]
       [36.0, (2, 8)]
     """
+    n = tree.size(like)
     k = min(num_products, n)
 
     def probe(key: Key) -> tuple[Array, Array]:
-        z = jax.random.rademacher(key, (n,), dtype)
-        return tridiagonal_quadrature(*_lanczos(product, z / jnp.asarray(n, dtype) ** 0.5, k))
+        z = tree.scale(1 / n**0.5, signs(key, like))
+        return tridiagonal_quadrature(*_lanczos(product, z, k))
 
     nodes, weights = lax.map(probe, jax.random.split(key, num_probes))
     return Quadrature(nodes, weights, n)
@@ -85,24 +90,49 @@ def tridiagonal_quadrature(alphas: Array, betas: Array) -> tuple[Array, Array]:
     return jnp.where(finite, nodes, jnp.nan), vectors[0] ** 2
 
 
-def _lanczos(product, start: Array, k: int) -> tuple[Array, Array]:
+def signs(key: Key, like: PyTree) -> PyTree:
+    """Independent random signs in the shapes and dtypes of `like`, a key for each leaf.
+
+    A random word makes 32 of them: a word for each would be drawn in six arrays of that size.
+
+    Example:
+      >>> found = signs(jax.random.key(0), {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))})
+      >>> sorted({abs(float(x)) for leaf in jax.tree.leaves(found) for x in leaf.ravel()})
+      [1.0]
+    """
+    leaves, structure = jax.tree.flatten(like)
+    places = jnp.arange(32, dtype=jnp.uint32)
+
+    def drawn(key: Key, leaf: Array) -> Array:
+        words = jax.random.bits(key, (-(-leaf.size // 32), 1), jnp.uint32)
+        bits = ((words >> places) & 1).astype(bool).ravel()[: leaf.size]
+        one = jnp.ones((), leaf.dtype)
+        return jnp.where(bits, one, -one).reshape(leaf.shape)
+
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [drawn(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+
+def _lanczos(product: Callable[[PyTree], PyTree], start: PyTree, k: int) -> tuple[Array, Array]:
     """The three-term recurrence alone: diagonal and off-diagonal."""
-    n, eps = start.size, tree.eps(start.dtype)
+    n, dtype = tree.size(start), tree.inner_dtype(start)
+    eps = max(tree.eps(x.dtype) for x in jax.tree.leaves(start))
 
     def step(carry, _):
         before, q, beta, scale = carry
-        w = product(q) - beta * before
-        alpha = jnp.vdot(q, w, precision=HIGHEST)
-        w = w - alpha * q
-        w = w - jnp.vdot(q, w, precision=HIGHEST) * q  # Paige's variant, once more
-        size = jnp.linalg.norm(w)
+        w = tree.add_scaled(product(q), -beta, before)
+        alpha = tree.vdot(q, w)
+        w = tree.add_scaled(w, -alpha, q)
+        w = tree.add_scaled(w, -tree.vdot(q, w), q)  # Paige's variant, once more
+        size = tree.vdot(w, w) ** 0.5
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), size))
         closed = ~(size > 10 * n**0.5 * eps * scale)  # and so on: zeros have no weight
-        after = jnp.where(closed & jnp.isfinite(size), 0, w / jnp.where(closed, 1, size))
+        after = tree.scale(1 / jnp.where(closed, 1, size), w)
+        after = tree.where(closed & jnp.isfinite(size), tree.zeros_like(w), after)
         size = jnp.where(closed & jnp.isfinite(size), 0, size)
         return (q, after, size, scale), (alpha, size)
 
-    zero = jnp.zeros((), start.dtype)
-    first = (jnp.zeros_like(start), start, zero, zero)
+    zero = jnp.zeros((), dtype)
+    first = (tree.zeros_like(start), start, zero, zero)
     _, (alphas, betas) = lax.scan(step, first, length=k)
     return alphas, betas

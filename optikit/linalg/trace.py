@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 from optikit.core import Key, tree
 from optikit.core.tree import HIGHEST
+from optikit.core.typing import PyTree
+from optikit.linalg.quadrature import signs
 
 
 class Estimate(NamedTuple):
@@ -27,8 +29,8 @@ class Estimate(NamedTuple):
     The errors are exact where the products span the space. Attributes: products: that were made.
     """
 
-    value: Array
-    error: Array
+    value: PyTree
+    error: PyTree
     products: int
 
 
@@ -119,52 +121,53 @@ def xdiagonal(
 
 
 def hutchinson(
-    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
-    n: int,
-    key: Key,
-    *,
-    dtype: jnp.dtype,
-    num_products: int,
+    product: Callable[[PyTree], PyTree], like: PyTree, key: Key, *, num_products: int
 ) -> Estimate:
-    """The diagonal, (n,), by the plain mean of z * A z over random signs; its sum is the trace.
+    """The diagonal, like `like`, by the plain mean of z * A z over random signs.
 
     Memory: four vectors, whatever the number of products; the error is that of the diagonal's
-    entries. Reference: Bekas, Kokiopoulou & Saad (2007); Hutchinson (1990) for the trace.
+    entries. Vectors are pytrees throughout, as in `lanczos_quadrature`.
+
+    Reference: Bekas, Kokiopoulou & Saad (2007); Hutchinson (1990) for the trace.
     """
 
     def step(carry, one):
         mean, square, count = carry
-        z = jax.random.rademacher(one, (n,), dtype)
-        sample = z * product(z)
-        change = sample - mean  # Welford's recurrence: no cancellation
-        mean = mean + change / (count + 1)
-        return (mean, square + change * (sample - mean), count + 1), None
+        z = signs(one, like)
 
-    zero = jnp.zeros((n,), dtype)
-    first = (zero, zero, jnp.zeros((), dtype))
+        def updated(z: Array, image: Array, mean: Array, square: Array) -> tuple[Array, Array]:
+            sample = z * image
+            change = sample - mean  # Welford's recurrence: no cancellation
+            mean = mean + change / (count + 1).astype(mean.dtype)
+            return mean, square + change * (sample - mean)
+
+        pairs = jax.tree.map(updated, z, product(z), mean, square)
+        mean, square = jax.tree.transpose(structure, jax.tree.structure((0, 0)), pairs)
+        return (mean, square, count + 1), None
+
+    structure = jax.tree.structure(like)
+    zero = tree.zeros_like(like)
+    first = (zero, zero, jnp.asarray(0, jnp.int32))
     (mean, square, _), _ = lax.scan(step, first, jax.random.split(key, num_products))
-    error = jnp.sqrt(square / max(num_products - 1, 1) / num_products)
-    return Estimate(
-        mean, error if num_products > 1 else jnp.full_like(error, jnp.nan), num_products
-    )
+
+    def error(square: Array) -> Array:
+        one = jnp.sqrt(square / max(num_products - 1, 1) / num_products)
+        return one if num_products > 1 else jnp.full_like(one, jnp.nan)
+
+    return Estimate(mean, jax.tree.map(error, square), num_products)
 
 
 def hutchinson_trace(
-    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
-    n: int,
-    key: Key,
-    *,
-    dtype: jnp.dtype,
-    num_products: int,
+    product: Callable[[PyTree], PyTree], like: PyTree, key: Key, *, num_products: int
 ) -> Estimate:
-    """The trace by the plain mean of z^T A z over random signs. Memory: two vectors.
+    """The trace by the plain mean of z^T A z over random signs. Memory: two vectors, pytrees.
 
     Variance: 2 (|A|_F^2 - the diagonal's squares) / products. Reference: Hutchinson (1990).
     """
 
     def sample(one: Key) -> Array:
-        z = jax.random.rademacher(one, (n,), dtype)
-        return jnp.vdot(z, product(z), precision=HIGHEST)
+        z = signs(one, like)
+        return tree.vdot(z, product(z))
 
     samples = lax.map(sample, jax.random.split(key, num_products))
     return _mean(samples, num_products)

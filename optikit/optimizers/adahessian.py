@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, memoized, tree
+from optikit.linalg.quadrature import signs
 from optikit.optimizers.descent import (
     Rate,
     check_every,
@@ -107,10 +108,7 @@ def hutchinson(oracle: Oracle, params: Params, key: Key) -> Params:
 
     Price: Counts(grad=1, hvp=1). Reference: Bekas, Kokiopoulou & Saad (2007), section 2.
     """
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    z = jax.tree.unflatten(structure, signs)
+    z = signs(key, params)
     return jax.tree.map(jnp.multiply, z, oracle.curvature("hessian", params).mv(z))
 
 
