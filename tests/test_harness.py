@@ -21,7 +21,7 @@ from optikit.bench import progress, query, store
 from optikit.bench.axes import AXES
 from optikit.bench.live import Lines
 from optikit.bench.plan import plan
-from optikit.bench.score import hit, main_target, verdict
+from optikit.bench.score import cost_ratio, hit, main_target, reaches, verdict
 from optikit.bench.spec import load_study
 
 SMALL = {"repeats": 1, "prices": False, "flops": False, "certificates": False}
@@ -153,16 +153,36 @@ def test_a_slowed_solver_is_reported_slower_by_about_its_factor():
     experiment = ok.Experiment(
         "slowed", {"logistic": problem},
         {"plain": plain, "again": plain._replace(name="again"), "slow": plain._replace(step=wasteful)},
-        budget={"steps": 150}, measure={**SMALL, "repeats": 5, "prices": True},
+        budget={"steps": 150}, targets=[1e-4],
+        measure={**SMALL, "repeats": 3, "rounds": 3, "prices": True},
     )  # fmt: skip
-    curves = {c.variant: c for c in experiment.run().problems[0].curves}
+    (scored,) = experiment.run().problems
+    curves = {c.variant: c for c in scored.curves}
     assert curves["slow"].gaps == pytest.approx(curves["plain"].gaps)
     assert curves["slow"].counts["grad"] - 1 == 4 * (curves["plain"].counts["grad"] - 1)
     gradients = [curves[k].costs["gradients"][-1] for k in ("slow", "plain")]
     assert gradients[0] / gradients[1] == pytest.approx(4, rel=0.02)
-    seconds = {k: c.costs["warm"][-1] for k, c in curves.items()}
-    assert 2.5 < seconds["slow"] / seconds["plain"] < 6
-    assert 0.6 < seconds["again"] / seconds["plain"] < 1.7  # A/A: the same solver twice
+    target = 1e-4
+    (steps,) = {t.cost for t in reaches([scored], target, "steps")}
+    assert steps > 30
+
+    def ratio(axis, first):
+        trials = (reaches([scored], target, axis, name) for name in (first, "plain"))
+        return cost_ratio(*trials).interval
+
+    # the start takes one gradient of either: the factor is known, and so is every call
+    exact = (1 + 4 * steps) / (1 + steps)
+    for axis in ("count_grad", "calls", "gradients"):
+        assert ratio(axis, "slow")[:3] == pytest.approx((exact, exact, exact), rel=1e-9)
+        assert ratio(axis, "again")[:3] == (1.0, 1.0, 1.0)
+    # about, in seconds: a second pass over the same matrix may find some of it in a cache
+    low, high = ratio("warm", "slow")[1:3]
+    assert low < 4.5
+    assert high > 3
+    assert high / low < 10
+    low, high = ratio("warm", "again")[1:3]
+    assert low <= 1.1
+    assert high >= 1 / 1.1
 
 
 def test_verdicts_say_who_won_by_how_much_and_who_did_not_arrive(results):
