@@ -25,8 +25,7 @@ def merged_repeats(problem: ProblemScore) -> Merged:
     repeats = max((len(curves) for curves in by_variant.values()), default=1)
     if repeats == 1 or not all(_alike(curves) for curves in by_variant.values()):
         return Merged(problem, 1)
-    # under one seed, since trials are paired by it
-    curves = [_middle(c)._replace(seed=0) for c in by_variant.values()]
+    curves = [_middle(curves) for curves in by_variant.values()]
     return Merged(problem._replace(curves=curves), repeats)
 
 
