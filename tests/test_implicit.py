@@ -147,6 +147,24 @@ def test_against_unrolled_gradient_descent():
     np.testing.assert_allclose(jax.jacrev(solved)(t), jax.jacrev(unrolled)(t), atol=1e-9)
 
 
+def test_against_unrolled_newton_steps():
+    """Each step differentiated, derivatives of the Hessian and of its factor included."""
+
+    def unrolled(t):
+        def step(x, _):
+            slope, bend = jax.grad(quartic)(x, t), jax.hessian(quartic)(x, t)
+            return x - jnp.linalg.solve(bend, slope), None
+
+        return jax.lax.scan(step, t + 0.3, length=12)[0]
+
+    def solved(t):
+        return ok.minimize(quartic, jnp.zeros(2), args=(t,), method="newton", tol=1e-12).params
+
+    t = jnp.asarray([0.5, -1.0])
+    np.testing.assert_allclose(solved(t), unrolled(t), atol=1e-9)
+    np.testing.assert_allclose(jax.jacfwd(solved)(t), jax.jacfwd(unrolled)(t), atol=1e-8)
+
+
 def test_value_aux_and_the_fields_that_do_not_move():
     def fun(x, t, scale):
         return scale * quartic(x, t), {"first": x[0] * t, "steps": jnp.asarray(3)}
