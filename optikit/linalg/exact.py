@@ -3,7 +3,7 @@
 One eigendecomposition per step serves every radius or weight that the step tries; saddles, the hard
 case and singular matrices need no case distinction there (see `optikit.linalg.secular`). Parameters
 are measured in units of their own, those that an equilibration of the matrix asks for, which may
-grow by a factor of 2 a step: a ball in the user's units would hold back those with large ones, and
+grow by a fifth a step: a ball in the user's units would hold back those with large ones, and
 small eigenvalues are only right to rounding of the largest. Units that could only shrink would
 measure a valley by the steepest wall ever met.
 
@@ -27,7 +27,7 @@ from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 Region = Literal["ball", "cubic"]
 
-RELAXED = 2
+RELAXED = 1.2
 """How much larger a parameter's unit may be than at the step before."""
 
 
@@ -98,7 +98,7 @@ def measured_in(
     has no unit yet.
 
     Args:
-      earlier: those of the last step, infinite where there was none; at most doubled.
+      earlier: those of the last step, infinite where there was none; they grow by a fifth at most.
 
     Example:
       >>> _, scale = measured_in(jnp.diag(jnp.array([4.0, 1.0])), None)

@@ -101,7 +101,7 @@ def signs(key: Key, like: PyTree) -> PyTree:
       [1.0]
     """
     leaves, structure = jax.tree.flatten(like)
-    places = jnp.arange(32, dtype=jnp.uint32)
+    places = jnp.arange(32, dtype=jnp.uint32)[None]
 
     def drawn(key: Key, leaf: Array) -> Array:
         words = jax.random.bits(key, (-(-leaf.size // 32), 1), jnp.uint32)
