@@ -157,9 +157,10 @@ class Chosen(NamedTuple):
 
 
 def backtracked(descent: Descent, value_at: Callable[[Float[Array, " n"]], Scalar]) -> Chosen:
-    """From the last stored iterate back, for as long as the objective falls.
+    """From the last stored iterate back, for as long as the objective does not rise.
 
-    A value that is not finite is left for the one before it.
+    Iterates of a solve that has converged have the same value to rounding, which must not decide
+    whether one before them is seen. A value that is not finite is left for the one before it.
     """
 
     def at(row: Array) -> Scalar:
@@ -169,15 +170,17 @@ def backtracked(descent: Descent, value_at: Callable[[Float[Array, " n"]], Scala
     last = jnp.maximum(descent.number - 1, 0)
 
     def body(c: tuple) -> tuple:
-        row, best, asked, _ = c
-        before = at(row - 1)
+        seen, row, best, asked, _ = c
+        before = at(seen - 1)
         better = (before < best) | jnp.isinf(best)
+        slack = 4 * jnp.finfo(best.dtype).eps * jnp.abs(best)
         return (
-            jnp.where(better, row - 1, row), jnp.where(better, before, best), asked + 1, ~better,
+            seen - 1, jnp.where(better, seen - 1, row), jnp.where(better, before, best), asked + 1,
+            ~(better | (before <= best + slack)),
         )  # fmt: skip
 
     one = jnp.asarray(1, jnp.int32)
-    row, value, asked, _ = lax.while_loop(
-        lambda c: ~c[3] & (c[0] > 0), body, (last, at(last), one, jnp.asarray(False))
+    _, row, value, asked, _ = lax.while_loop(
+        lambda c: ~c[4] & (c[0] > 0), body, (last, last, at(last), one, jnp.asarray(False))
     )
     return Chosen(row, descent.stored[row], value, asked)
