@@ -363,12 +363,17 @@ def main() -> None:
     from common import save
 
     parts = {"million": million, "rivals": rivals}
-    rows = [row for name, run in parts.items() if chosen.only in (None, name) for row in run()]
-    rows = [
-        {"name": ": ".join(row.pop(key) for key in ("case", "library") if key in row)} | row
-        for row in rows
-    ]
-    save("curvature", "What does it cost to know the spectrum, beside other libraries?", rows)
+    questions = {
+        "million": "What does it cost to know the curvature at a million parameters?",
+        "rivals": "What does it cost to know the spectrum, beside other libraries?",
+    }
+    for part, run in parts.items():
+        if chosen.only in (None, part):
+            rows = [
+                {"name": ": ".join(row.pop(key) for key in ("case", "library") if key in row)} | row
+                for row in run()
+            ]
+            save(f"curvature-{part}", questions[part], rows)
 
 
 if __name__ == "__main__":
