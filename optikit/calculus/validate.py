@@ -55,6 +55,8 @@ def as_params(params: Params) -> Params:
 
 
 def _as_parameter(name: str, leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.dtype.kind == "f" and not leaf.weak_type:
+        return leaf  # as it should be: what follows costs as much as a small solve's dispatch
     try:
         array = jnp.asarray(leaf)
     except (TypeError, ValueError) as error:
