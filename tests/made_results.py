@@ -34,7 +34,7 @@ def made_results(folder, problems=2, methods=3, seeds=3, snapshots=30, tune=0, l
     jobs = plan(study, records)
     records = {job.id: records[job.id] for job in jobs}
     scored = score(jobs, records)
-    summary = summarise(scored, study.targets, [])
+    summary = summarise(scored, study.targets, [], budget=study.budget)
     return Results(study, folder, jobs, records, scored, summary)
 
 
@@ -70,7 +70,7 @@ def record(job, rates, snapshots):
         counts |= {"count_value": step, "count_grad": step, "count_hessian": step * (job.optimizer_use == "newton")}  # fmt: skip
         rows.append({"step": step, "value": value, "grad_norm": value**0.5, "solver_value": value,
                      "first_seconds": 2e-3 * step, "warm_seconds": 1e-3 * step,
-                     "warm_low": 0.9e-3 * step, "warm_high": 1.1e-3 * step, "flops": 100.0 * step,
+                     "warm_low": 0.9e-3 * step, "warm_high": 1.1e-3 * step, "flops": 100.0 * step, "bytes": 800.0 * step,
                      **counts})  # fmt: skip
     facts = {"status": "MAX_STEPS", "sentence": "ran out", "method": job.optimizer_use,
              "seconds": {"trace": 0.1, "lower": 0.1, "compile": 0.3}, "memory_bytes": 2**20,

@@ -157,6 +157,72 @@ def test_success_rates_and_running_times_stand_in_page_and_json(made):
     }
 
 
+def test_what_repays_compilation_stands_in_page_and_json(made):
+    told = json.loads(made.summary.as_json())["break_even"]
+    assert len(told) == PROBLEMS * METHODS
+    assert {b["reference"] for b in told} == {"method 0 (tuned)"}
+    first = {b["variant"]: (b["first"], b["last"]) for b in told if b["problem"] == "p0"}
+    assert first["method 0 (default)"] == (1, None)  # the same run: level from the first solve on
+    assert first["method 1"] == first["method 2"] == (None, None)  # half and a quarter of the rate
+    page = made.page().read_text()
+    assert "<th>solves to pay against method 0 (tuned)</th>" in page
+    assert "<td class=n>(from 1)</td>" in page
+    assert "<td class=n>never</td>" in page
+
+
+def test_penalised_costs_and_the_portfolio_stand_in_page_and_json(made):
+    told = json.loads(made.summary.as_json())
+    assert {p["axis"]: p["budget"] for p in told["par2"]} == {
+        "warm": made.study.budget.seconds, "steps": made.study.budget.steps,
+    }  # fmt: skip
+    best = {p["axis"]: p for p in reversed(told["par2"])}["steps"]
+    curves = [c for p in made.problems for c in p.curves if c.variant == best["variant"]]
+    assert (best["solved"], best["trials"]) == (len(curves), len(curves))
+    steps = [
+        next(s for s, g in zip(c.costs["steps"], c.gaps, strict=True) if g <= 1e-6) for c in curves
+    ]
+    assert best["score"][0] == pytest.approx(np.mean(steps))
+    tried = {tuple(p["tried"]) for p in told["portfolios"]}
+    assert tried == {("method 0 (default)", "method 1", "method 2")}
+    page = made.page().read_text()
+    assert "PAR-2 to 1e-06" in page
+    assert "the others keep their order" in page
+    names = ["portfolio of defaults: the best of 3 alone", "portfolio of defaults: all 3 tried"]
+    assert all(f"<i>{name}</i>" in page for name in names)
+    found = shown(made)
+    assert [v["name"] for v in found["variants"]][-2:] == names
+    last = len(found["variants"])
+    assert [s["v"] for s in found["profiles"]["performance"]["steps"]["1e-06"]] == list(range(last))
+    untuned = made_results(made.folder, problems=1, methods=2, seeds=1)
+    assert "portfolio" not in untuned.summary.as_json().replace('"portfolios": []', "")
+    assert "<i>portfolio" not in untuned.page(made.folder / "untuned.html").read_text()
+
+
+def test_rates_stand_in_the_table_of_trials_and_in_a_figure(made):
+    found = shown(made)
+    at = found["trials"]["columns"].index("FLOPs per byte")
+    assert found["trials"]["columns"][at : at + 3] == ["FLOPs per byte", "GFLOP/s", "GB/s"]
+    # 100 FLOPs and 800 bytes a step of a millisecond
+    assert {tuple(row[at : at + 3]) for row in found["trials"]["rows"]} == {(0.125, 1e-4, 8e-4)}
+    assert len(found["roofline"]) == PROBLEMS * (METHODS + 1) * SEEDS
+    assert {(p["x"], p["y"], p["moved"]) for p in found["roofline"]} == {(0.125, 1e-4, 8e-4)}
+
+
+def test_results_in_doubt_stand_in_one_place(made, tmp_path):
+    page = made.page(tmp_path / "fine.html").read_text()
+    assert "Results to look at twice" in page
+    assert "<p>None was found.</p>" in page
+    first = made.problems[0]
+    wrong = {"status": "CONVERGED", "certificate": {"kind": "saddle", "message": "<b>"}}
+    curves = [
+        c._replace(facts=c.facts | wrong) if c.variant == "method 1" else c for c in first.curves
+    ]
+    problems = [first._replace(curves=curves), *made.problems[1:]]
+    results = type(made)(made.study, tmp_path, made.jobs, made.records, problems, made.summary)
+    told = f"<td>{SEEDS} trials say that they converged, and end at a point certified saddle</td>"
+    assert told in results.page().read_text()
+
+
 def test_json_cannot_end_its_script_element():
     text = _script_safe({"x": "</script><!--\u2028"})
     assert "<" not in text
@@ -201,7 +267,10 @@ def test_figures_are_files_with_the_labels_as_text(made, tmp_path):
     paths = figures(made, tmp_path, "svg", axes=("steps", "warm"))
     names = {p.name for p in paths}
     assert {"convergence-p0.svg", "convergence-p1.svg", "performance-profile.svg",
-            "data-profile.svg", "tuning.svg", "spectrum-p0.svg"} <= names  # fmt: skip
+            "data-profile.svg", "tuning.svg", "spectrum-p0.svg", "roofline.svg"} <= names  # fmt: skip
+    for name, word in (("roofline", "model FLOPs per model byte"),
+                       ("performance-profile", "portfolio of defaults: all 3 tried")):  # fmt: skip
+        assert word in (tmp_path / f"{name}.svg").read_text()
     text = (tmp_path / "convergence-p0.svg").read_text()
     for word in ("method 1", "p0", AXES["warm"].label, AXES["steps"].label):
         assert word in text
@@ -328,7 +397,7 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
       }
       await choose("axis", "warm");
       seen.profiles = lines("#profiles"); seen.tuning = lines("#tuning");
-      seen.spectra = lines("#spectra");
+      seen.spectra = lines("#spectra"); seen.rates = lines("#placed");
       await choose("seeds", "each"); seen.each = lines("#charts");
       await choose("progress", "grad"); seen.grad = lines("#charts");
       await choose("xscale", "linear"); await choose("yscale", "linear"); seen.linear = lines("#charts");
@@ -351,7 +420,9 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
                 assert chart["drawn"] == 1 + 3 * variants, key
             assert chart["y"].startswith("suboptimality")
     assert [c["label"] for c in seen["profiles"]] == ["performance", "data-profile", "ecdf"]
-    assert all(c["drawn"] == variants for c in seen["profiles"])
+    # the portfolio of defaults in two lines, of what it costs alone and in all
+    assert [c["drawn"] for c in seen["profiles"]] == [variants + 2, variants + 2, variants]
+    assert [len(c["traces"]) for c in seen["rates"]] == [variants]
     assert [c["label"] for c in seen["tuning"]] == ["p0", "p1"]
     # a line for all eigenvalues; a line and a band of two for those from random vectors
     assert [(c["label"], c["drawn"]) for c in seen["spectra"]] == [("p0", 4)]

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from optikit.bench import store
 from optikit.bench.axes import AXES
 from optikit.bench.job import Job
+from optikit.bench.report.overall import stability
+from optikit.bench.rounds import lost, moved
 from optikit.bench.score import (
     BestKnown,
     Curve,
     Interval,
     ProblemScore,
     bootstrap,
+    break_even,
     cost_ratio,
     cost_table,
     crossover,
@@ -35,7 +38,11 @@ from optikit.bench.score import (
     on_one_machine,
     outcomes,
     pairwise,
+    par2,
     performance_profile,
+    placement,
+    portfolio,
+    probability_cheapest,
     rank_changes,
     ranking,
     rating_table,
@@ -43,20 +50,25 @@ from optikit.bench.score import (
     reach,
     reaches,
     read_known,
+    sceptical,
     score,
     standings,
     success_rate,
     sweeps,
     trade_offs,
+    tunes,
     verdict,
     verdicts,
     wilson,
+    with_portfolio,
     write_known,
 )
+from optikit.bench.score.breakeven import solves
 from optikit.bench.score.intervals import mean, median
 from optikit.bench.score.known import improved
 from optikit.bench.score.repeats import merged_repeats
 from optikit.bench.store import Record
+from optikit.bench.tuning import charged
 
 QUICK = settings(max_examples=40, deadline=None)
 COSTS = st.floats(1.0, 1e6)
@@ -347,6 +359,260 @@ def test_rankings_by_profile_can_turn_on_who_else_is_there():
     assert ranking(same)[0] == ("s0", 1.0)
 
 
+def test_whose_absence_changes_the_ranking_is_told_in_words():
+    def said(columns):
+        rows = {f"p{i}": {f"s{j}": [c[i]] for j, c in enumerate(columns)} for i in range(2)}
+        return stability(study(rows), 1e-6, "calls")
+
+    told = said([[1.0, 1000.0], [40.0, 20.0], [80.0, 1.0]])
+    assert "It changes without s2, s1 ahead of s0; without any one of the other 2 nothing" in told
+    assert "the others keep their order" in said([[1.0, 2.0], [2.0, 4.0], [4.0, 8.0]])
+    assert said([[1.0, 2.0], [2.0, 4.0]]) == ""  # of two, one has no company
+
+
+# --- penalised costs and portfolios --------------------------------------------------------------
+
+
+def test_par2_counts_a_miss_as_twice_the_budget():
+    found = study(
+        {"p": {"a": [10.0, math.inf], "b": [30.0, 50.0]}, "q": {"a": [20.0], "b": [40.0]}}
+    )
+    a, b = par2(found, 1e-6, "calls", 100.0)
+    assert (a.variant, a.score.estimate) == ("b", 40.0)  # all solved: the mean cost
+    assert (b.variant, b.solved, b.trials) == ("a", 2, 3)
+    assert b.score.estimate == pytest.approx(((10 + 200) / 2 + 20) / 2)
+    assert b.score.units == 2
+    # a trial that failed is a trial that missed
+    lost_one = par2(found[:1], 1e-6, "calls", 100.0, {("p", "b"): 1})
+    missed = study({"p": {"a": [10.0, math.inf], "b": [30.0, 50.0, math.inf]}})
+    assert lost_one == par2(missed, 1e-6, "calls", 100.0)
+    assert lost_one[0].score.estimate == pytest.approx((30 + 50 + 200) / 3)
+    (alone,) = par2(found[:1], 1e-6, "calls", 100.0, {("p", "c"): 2})[2:]
+    assert (alone.variant, alone.solved, alone.trials) == ("c", 0, 2)
+    assert alone.score.estimate == 200.0
+    # no cost counts more than a miss, and who was not run everywhere is in no mean
+    assert {p.score.estimate for p in par2(found, 1e-6, "calls", 1.0)} == {2.0}
+    part = study({"p": {"a": [1.0], "b": [1.0]}, "q": {"a": [1.0]}})
+    assert [p.variant for p in par2(part, 1e-6, "calls", 9.0)] == ["a"]
+
+
+@QUICK
+@given(TABLES, st.floats(1e6, 1e9), st.floats(1.0, 9.0))
+def test_par2_grows_with_the_budget_only_by_the_misses(columns, budget, factor):
+    rows = {
+        f"p{i}": {f"s{j}": [c[i]] for j, c in enumerate(columns)} for i in range(len(columns[0]))
+    }
+    small = {p.variant: p for p in par2(study(rows), 1e-6, "calls", budget)}
+    large = {p.variant: p for p in par2(study(rows), 1e-6, "calls", budget * factor)}
+    for name, one in small.items():
+        missed = one.trials - one.solved
+        grown = 2 * one.budget * (factor - 1) * missed / one.trials
+        assert large[name].score.estimate == pytest.approx(one.score.estimate + grown)
+
+
+@QUICK
+@given(TABLES)
+def test_a_portfolio_of_defaults_is_the_least_and_the_sum_and_moves_nobody(columns):
+    table, rows = tabled(columns), {
+        f"p{i}": {f"s{j}": [c[i]] for j, c in enumerate(columns)} for i in range(len(columns[0]))
+    }  # fmt: skip
+    problems = study(rows)
+    joined = with_portfolio(table, problems)
+    k = len(columns)
+    assert joined.solvers[k:] == [
+        f"portfolio of defaults: the best of {k} alone", f"portfolio of defaults: all {k} tried",
+    ]  # fmt: skip
+    for i, values in enumerate(table.values):
+        alone, total = joined.values[i, k:]
+        assert alone == values.min()
+        spent = np.where(np.isfinite(values), values, 1e7).sum()  # a miss spends its budget
+        assert total == (pytest.approx(spent) if np.isfinite(alone) else math.inf)
+    assert performance_profile(joined)[:k] == performance_profile(table)
+
+
+def test_a_portfolio_holds_no_tuned_and_no_swept_setting():
+    (found,) = study(
+        {"p": {"a (default)": [30.0], "a (tuned)": [5.0], "b": [20.0], "c (lr=1)": [9.0]}}
+    )
+    owners = {"a (default)": "a", "a (tuned)": "a", "b": "b", "c (lr=1)": "c"}
+    found = found._replace(curves=[c._replace(optimizer=owners[c.variant]) for c in found.curves])
+    told = portfolio(found, 1e-6, "calls")
+    assert (told.tried, told.best, told.alone, told.total) == (
+        ["a (default)", "b"],
+        "b",
+        20.0,
+        50.0,
+    )
+    assert portfolio(found, 1e-6, "memory").total == 30.0  # one after the other: the greatest
+    assert tunes([found])
+    assert not tunes(study({"p": {"a": [1.0]}}))
+
+
+# --- compilation against warm gains --------------------------------------------------------------
+
+SECONDS = st.integers(1, 1000)
+
+
+@QUICK
+@given(SECONDS, SECONDS, SECONDS, SECONDS)
+def test_break_even_is_where_the_sums_of_cold_and_warm_seconds_cross(cold, warm, base, base_warm):
+    def behind(n):
+        return cold + (n - 1) * warm > base + (n - 1) * base_warm
+
+    first, last = solves(cold, warm, base, base_warm)
+    if math.isinf(first):
+        assert all(behind(n) for n in (1, 2, 10**9))
+        return
+    assert not behind(first)
+    assert first == 1 or behind(first - 1)
+    if math.isinf(last):
+        assert not behind(10**9)
+    else:
+        assert not behind(last)
+        assert behind(last + 1)
+
+
+def timed(variant, cold, warm, seed=0):
+    one = curve(variant, 10.0, seed=seed)
+    one.costs.update(warm=[0.0, warm, warm], cold=[0.0, cold, cold], steps=[0, 1, 10])
+    return one._replace(gaps=[1.0, 1e-9, 1e-9] if math.isfinite(warm) else [1.0, 1.0, 1.0],
+                        warm_spread=[(0.9 * w, 1.1 * w) for w in one.costs["warm"]])  # fmt: skip
+
+
+def test_each_method_is_held_against_the_reference_of_its_problem():
+    rows = [("base", 2.0, 2.0), ("slow to compile", 5.0, 1.0), ("interpreted", 1.0, 3.0),
+            ("worse", 5.0, 4.0), ("better", 1.0, 1.0), ("lost", 9.0, math.inf)]  # fmt: skip
+    found = break_even([problem("p", [timed(*row) for row in rows])], 1e-6)
+    told = {b.variant: (b.first, b.last) for b in found}
+    assert told == {
+        "slow to compile": (4, math.inf), "interpreted": (1, 2), "worse": (math.inf, math.inf),
+        "better": (1, math.inf), "lost": (math.inf, math.inf),
+    }  # fmt: skip
+    assert {b.reference for b in found} == {"base"}
+    assert all(b.certain for b in found)
+    level = problem("p", [timed("base", 2.0, 2.0), timed("level", 5.0, 1.9)])
+    (doubted,) = break_even([level], 1e-6)
+    assert (doubted.first, doubted.certain) == (31, False)  # the clock leaves it open
+    with pytest.raises(ValueError, match="no reference"):
+        break_even([level], 1e-6, "nobody")
+    # the first solve pays for tuning: 9 cold seconds more, repaid a warm second at a time
+    tuned = timed("tuned", 5.0, 1.0)._replace(variant="tuned (tuned)", optimizer="tuned")
+    trial = timed("tuned", 9.0, 7.0)
+    bill = problem("p", [timed("base", 2.0, 2.0), tuned])._replace(tuning=[trial])
+    (paid,) = break_even([charged(bill)], 1e-6)
+    assert paid.first == 1 + (9 + 3) / 1
+    # no step takes some time too, by a clock with a spread
+    late = [c._replace(warm_spread=[(0.01, 0.03), *c.warm_spread[1:]]) for c in level.curves]
+    for one in late:
+        one.costs["warm"][0] = 0.02
+    assert [b.first for b in break_even([level._replace(curves=late)], 1e-6)] == [31]
+    throttled = level._replace(curves=[c._replace(facts={"invalid": ["x"]}) for c in level.curves])
+    assert break_even([throttled], 1e-6) == []
+
+
+# --- rates -----------------------------------------------------------------------------------------
+
+
+def test_rates_are_counts_over_warm_seconds():
+    one = curve("a", 4.0)
+    one.costs.update(flops=[0.0, 1e9, 6e9], bytes=[0.0, 1e9, 3e9], warm=[0.0, 1.0, 2.0])
+    found = placement(one)
+    assert found == (2.0, 3.0, 1.5)
+    assert found.gflops == pytest.approx(found.intensity * found.gigabytes)
+    tuned = one._replace(variant="a (tuned)", optimizer="a")
+    (paid,) = charged(problem("p", [tuned])._replace(tuning=[tuned])).curves
+    assert paid.costs["flops"][0] > 0
+    assert placement(paid) == found  # what tuning cost is none of the run's rate
+    throttled = placement(one._replace(facts={"invalid": ["throttled"]}))
+    assert throttled.intensity == 2.0
+    assert math.isnan(throttled.gflops)
+    one.costs.update(bytes=[math.nan] * 3)
+    assert math.isnan(placement(one).intensity)
+
+
+# --- results to look at twice ----------------------------------------------------------------------
+
+
+def doubted(curves):
+    return [(d.variant, d.reason) for d in sceptical([problem("p", curves)], 1e-6)]
+
+
+def test_a_default_that_beats_its_tuned_setting_is_in_doubt():
+    def pair(default, tuned):
+        return [curve(f"a ({kind})", cost, seed=s)._replace(optimizer="a")
+                for kind, costs in (("default", default), ("tuned", tuned))
+                for s, cost in enumerate(costs)]  # fmt: skip
+
+    ((name, said),) = doubted(pair([10.0, 11.0, 12.0], [30.0, 33.0, 36.0]))
+    assert name == "a (default)"
+    assert "0.333 (95% interval" in said
+    assert doubted(pair([30.0, 33.0, 36.0], [10.0, 11.0, 12.0])) == []
+    assert doubted(pair([10.0, 31.0, 12.0], [30.0, 11.0, 12.5])) == []  # not beyond the interval
+    ((_, said),) = doubted(pair([10.0, 31.0], [10.0, math.inf]))
+    assert said == "met 1e-06 in 2 of 2 trials, the tuned setting in 1 of 2"
+    paid = pair([10.0, 11.0, 12.0], [30.0, 33.0, 36.0])
+    for one in paid[3:]:
+        one.costs["steps"][0] = 20  # tuning is charged
+    assert doubted(paid) == []
+
+
+def test_a_method_quicker_than_its_namesake_elsewhere_is_in_doubt():
+    own = curve("lbfgs", 10.0, spread=0.1)._replace(facts={"method": "lbfgs"})
+    facts = {"method": "jaxopt:LBFGS", "peer": {"package": "jaxopt"}}
+    peer = curve("theirs", 40.0, spread=0.1)._replace(facts=facts)
+    ((name, said),) = doubted([own, peer])
+    assert name == "lbfgs"
+    assert said.startswith("0.25 (one run each) of the warm seconds of theirs")
+    assert doubted([own, peer._replace(facts=facts | {"method": "jaxopt:BFGS"})]) == []
+    assert doubted([own, curve("theirs", 11.0, spread=0.1)._replace(facts=facts)]) == []
+
+
+def test_a_success_that_ends_at_no_minimum_is_in_doubt():
+    facts = {"status": "CONVERGED_TO_PRECISION", "certificate": {"kind": "saddle"}}
+    ended = [curve("a", 10.0 + s, seed=s)._replace(facts=facts) for s in range(2)]
+    assert doubted(ended) == [
+        ("a", "2 trials say that they converged, and end at a point certified saddle")
+    ]
+    for fine in ({"status": "MAX_STEPS"}, {"certificate": {"kind": "minimum"}}):
+        assert doubted([c._replace(facts=facts | fine) for c in ended]) == []
+
+
+def in_rounds(factor, shift=0.0):
+    """Two rounds of one trial, the second slower by a factor and at another value."""
+    jobs, records = recorded([1.5])
+    again = jobs[1].model_copy(update={"round": 1})
+    first = records[jobs[1].id]
+    rows = [row | {k: factor * row[k] for k in ("warm_seconds", "warm_low", "warm_high")}
+            | {"value": row["value"] + shift} for row in first.rows]  # fmt: skip
+    return [*jobs, again], records | {again.id: first._replace(rows=rows)}
+
+
+def test_rounds_that_disagree_are_in_doubt():
+    (found,) = moved(*in_rounds(2.0))
+    assert (found.seconds, found.value) == (2.0, 0.0)
+    assert moved(*in_rounds(1.0)) == []
+    assert moved(*in_rounds(1.0, shift=1e-12)) == []
+    (found,) = moved(*in_rounds(1.0, shift=0.1))
+    assert (found.seconds, found.value) == (1.0, pytest.approx(0.1 / 1.6))
+    jobs, records = in_rounds(2.0)
+    (told,) = sceptical([], 1e-6, jobs, records)
+    assert told.reason == (
+        "rounds of 1 trials disagree beyond their intervals: warm seconds up to 2x apart"
+    )
+    first = records[jobs[1].id]
+    invalid = {jobs[1].id: first._replace(facts=first.facts | {"invalid": ["throttled"]})}
+    assert moved(jobs, records | invalid) == []
+
+
+def test_a_trial_is_lost_when_no_round_of_it_came_through():
+    jobs, records = in_rounds(1.0)
+    gone = {job.id: "killed" for job in jobs if job.kind == "trial"}
+    kept = {k: r for k, r in records.items() if k not in gone}
+    assert lost(jobs, kept, gone) == {("bowl", "o0"): 1}
+    half = {jobs[1].id: "killed"}
+    assert lost(jobs, {k: r for k, r in records.items() if k not in half}, half) == {}
+
+
 # --- fronts and orders ---------------------------------------------------------------------------
 
 
@@ -403,6 +669,26 @@ def test_orders_that_change_with_the_axis_are_told():
     assert on_front(front(same, "calls")) == ["a", "b"]
     (alone,) = study({"p": {"a": [3.0], "b": [5.0]}})
     assert trade_offs(alone._replace(curves=alone.curves[:1]), 1e-6, ["warm"]) == ""
+
+
+def test_the_share_of_resamples_in_which_a_method_is_the_cheapest():
+    (found,) = study({"p": {"a": [10.0, 40.0], "b": [20.0, 22.0], "c": [90.0, 95.0]}})
+    best = probability_cheapest(found, 1e-6, "calls")
+    # of (2, 0), (1, 1), (0, 2) draws of the seeds the first alone has a ahead
+    assert best["a"] == pytest.approx(0.25, abs=0.03)  # three standard errors of 2000 resamples
+    assert best["c"] == 0.0
+    assert sum(best.values()) == pytest.approx(1.0)
+    assert outcomes(found, 1e-6, "calls")[0].best == best["a"]
+    (tied,) = study({"p": {"a": [10.0, 20.0], "b": [10.0, 20.0], "lost": [math.inf, math.inf]}})
+    assert probability_cheapest(tied, 1e-6, "calls") == {"a": 0.5, "b": 0.5, "lost": 0.0}
+    (repeats,) = study({"p": {"a": [10.0] * 3, "b": [20.0] * 3}})
+    assert probability_cheapest(repeats, 1e-6, "calls") == {}
+    (partly,) = study({"p": {"a": [10.0, 20.0], "b": [5.0]}})
+    assert probability_cheapest(partly, 1e-6, "calls") == {}
+    # where every median is a miss nobody is the best
+    (missed,) = study({"p": {"a": [10.0, math.inf], "b": [math.inf, math.inf]}})
+    rare = probability_cheapest(missed, 1e-6, "calls")
+    assert rare == {"a": pytest.approx(0.25, abs=0.03), "b": 0.0}
 
 
 def test_a_change_of_order_is_told_where_it_is_beyond_doubt():

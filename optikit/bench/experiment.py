@@ -14,6 +14,7 @@ from optikit.bench.earlier import earlier
 from optikit.bench.plan import Job
 from optikit.bench.record import Record
 from optikit.bench.report import Summary, figures, summarise, write_page
+from optikit.bench.rounds import lost
 from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
 from optikit.bench.score import (
     ProblemScore,
@@ -200,7 +201,10 @@ def collect(
     if study.tuning.charge:
         problems = [charged(problem) for problem in problems]
     told = [(job.title, failures[job.id]) for job in jobs if job.id in failures]
-    summary = summarise(problems, study.targets, told, reference=study.reference)
+    summary = summarise(
+        problems, study.targets, told,
+        reference=study.reference, budget=study.budget, failed=lost(jobs, records, failures),
+    )  # fmt: skip
     return Results(study, folder, jobs, records, problems, summary)
 
 

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from optikit.bench.spec import Budget, Measure
 
+TUNED, DEFAULT = "(tuned)", "(default)"
+"""How the variants of an optimizer with a search space end."""
+
 
 class Job(BaseModel):
     """One unit of work, run in a process of its own and recorded as one file.

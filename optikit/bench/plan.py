@@ -16,7 +16,7 @@ import optikit
 from optikit.bench import peers
 from optikit.bench.batches import may_share
 from optikit.bench.factories import declared_by, find_factory
-from optikit.bench.job import Job
+from optikit.bench.job import DEFAULT, TUNED, Job
 from optikit.bench.signature import module_file, registry
 from optikit.bench.spaces import spaces
 from optikit.bench.spec import Measure, OptimizerUse, ProblemUse, Study, variants
@@ -166,7 +166,7 @@ def _shown(
         for arguments, swept in _expanded(use):
             yield _labelled(label, swept), arguments
         return
-    from optikit.bench.tuning import DEFAULT, TUNED, fixed
+    from optikit.bench.tuning import fixed
 
     if _has_defaults(use):
         yield f"{label} {DEFAULT}", fixed(use)

@@ -1,8 +1,10 @@
 """A trial repeated in several processes is one trial with better known seconds."""
 
+import collections
+import math
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, NamedTuple
 
 from optikit.bench.plan import Job
 from optikit.bench.repeats import median_ranks
@@ -34,6 +36,71 @@ def merged(jobs: Sequence[Job], records: dict[str, Record]) -> tuple[list[Job], 
         elif good:
             found[job.id] = records[job.id]
     return kept, found
+
+
+def lost(
+    jobs: Sequence[Job], records: dict[str, Record], failures: Container[str]
+) -> dict[tuple[str, str], int]:
+    """By (problem, variant), how many reported trials failed in every round."""
+    reported = [job for job in jobs if job.kind == "trial" and job.role == "report"]
+    return collections.Counter(
+        (job.problem, job.variant) for job in merged(reported, records)[0] if job.id in failures
+    )
+
+
+class Moved(NamedTuple):
+    """How far the rounds of a reported trial disagree at the last step that all have on record.
+
+    Attributes:
+      seconds: by what factor warm seconds of one round exceed another's, if their intervals are
+        apart; else 1.
+      value: the largest relative difference of the value; 0 within 1e-9.
+    """
+
+    job: Job
+    seconds: float
+    value: float
+
+
+def moved(jobs: Sequence[Job], records: dict[str, Record]) -> list[Moved]:
+    """The trials whose rounds disagree by more than each of them leaves open.
+
+    Compared are rounds of the first one's machine with a valid clock; values on any clock.
+    """
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        good = job.id in records and not records[job.id].facts.get("error")
+        if job.kind == "trial" and job.role == "report" and good:
+            first = job if job.round == 0 else job.model_copy(update={"round": 0})
+            groups.setdefault(first.id, []).append(job)
+    found = []
+    for members in groups.values():
+        here = [records[job.id] for job in members]
+        here = [record for record in here if _machine(record) == _machine(here[0])]
+        disagree = Moved(members[0], *_disagreement(here))
+        if disagree.seconds > 1 or disagree.value > 0:
+            found.append(disagree)
+    return found
+
+
+def _disagreement(rounds: list[Record]) -> tuple[float, float]:
+    """The factor in seconds and the relative difference of values; (1, 0) where there is none."""
+    shared = set.intersection(*({row["step"] for row in record.rows} for record in rounds))
+    if len(rounds) < 2 or not shared:
+        return 1.0, 0.0
+    last = max(shared)
+    rows = [next(row for row in record.rows if row["step"] == last) for record in rounds]
+    values = [row["value"] for row in rows]
+    low, high = min(values), max(values)
+    same = math.isclose(low, high, rel_tol=1e-9) or not math.isfinite(high - low)
+    clocked = [
+        row for row, record in zip(rows, rounds, strict=True) if not record.facts.get("invalid")
+    ]
+    slowest = max(clocked, key=lambda row: row["warm_low"], default={"warm_low": 0.0})
+    quickest = min(clocked, key=lambda row: row["warm_high"], default={"warm_high": 0.0})
+    apart = slowest["warm_low"] > quickest["warm_high"] > 0
+    factor = slowest["warm_seconds"] / quickest["warm_seconds"] if apart else 1.0
+    return factor, 0.0 if same else (high - low) / max(abs(low), abs(high))
 
 
 def _merged(rounds: list[Record]) -> Record:

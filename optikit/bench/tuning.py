@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optikit.bench.job import Job
+from optikit.bench.job import DEFAULT, TUNED, Job
 from optikit.bench.score import Curve, ProblemScore, main_target, reach, score
 from optikit.bench.score.reach import Reach, typical
 from optikit.bench.spaces import Space, settings, spaces
 from optikit.bench.spec import OptimizerUse, Study, Tuning
 from optikit.bench.store import Record
 
-TUNED, DEFAULT = "(tuned)", "(default)"
 STILL_IMPROVING = 0.1
 """More trials would help where the best of half of them costs this much more, relative."""
 

@@ -1,5 +1,6 @@
 """What the page draws, as plain data: curves, fronts, profiles, tuning, trials."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from optikit.bench.score import (
     hit,
     on_one_machine,
     performance_profile,
+    placement,
+    tunes,
+    with_portfolio,
 )
 from optikit.bench.tuning import Tuned
 
@@ -52,6 +56,7 @@ def content(
     clocked, _ = on_one_machine(problems)
     machine = {c.machine for p in clocked for c in p.curves}
     most = share(sum(len(p.curves) for p in problems))
+    profiles = _profiles(clocked, axes, targets, index)  # which may add a portfolio
     return {
         "axes": [
             {"key": a.key, "label": a.label, "meaning": a.meaning, "whole": a.whole} for a in axes
@@ -60,7 +65,7 @@ def content(
         "target": target,
         "variants": [
             {"name": name, "second": any(c.second_order for c in curves_of(problems, name))}
-            for name in variants
+            for name in index
         ],
         "problems": [
             {
@@ -74,7 +79,8 @@ def content(
             }
             for p in problems
         ],
-        "profiles": _profiles(clocked, axes, targets, index),
+        "profiles": profiles,
+        "roofline": [p for q in clocked for c in q.curves for p in _placed(c, index)],
         "tuning": [_tuning(t) for t in tuned],
         "trials": _trials(problems, target),
     }
@@ -130,13 +136,18 @@ def _profiles(
     problems: Sequence[ProblemScore],
     axes: list[Axis],
     targets: Sequence[float],
-    index: Mapping[str, int],
+    index: dict[str, int],
 ) -> dict[str, Any]:
-    """Performance and data profiles by axis and target, ECDFs by axis and n."""
+    """Performance and data profiles by axis and target, ECDFs by axis and n.
+
+    Where the study tunes, the portfolio of defaults joins the first two, and the index.
+    """
     ran = [p for p in problems if p.curves]
     found: dict[str, Any] = {"performance": {}, "data": {}, "ecdf": {}, "left": {}}
     for axis in axes if ran else []:
         tables = {f"{t:g}": cost_table(ran, t, axis.key) for t in targets}
+        if tunes(ran):
+            tables = {t: with_portfolio(table, ran) for t, table in tables.items()}
         found["performance"][axis.key] = {
             t: [_steps(s, index) for s in performance_profile(table)] for t, table in tables.items()
         }
@@ -152,13 +163,22 @@ def _profiles(
     return found
 
 
-def _steps(steps: Steps, index: Mapping[str, int]) -> dict[str, Any]:
+def _steps(steps: Steps, index: dict[str, int]) -> dict[str, Any]:
     at = kept(range(len(steps.x)), [1.0] * len(steps.x), (), PROFILE_POINTS)
     return {
-        "v": index[steps.solver],
+        "v": index.setdefault(steps.solver, len(index)),
         "x": [short(steps.x[i]) for i in at],
         "y": [short(steps.share[i]) for i in at],
     }
+
+
+def _placed(curve: Curve, index: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A trial's point under the roofline, if it has one."""
+    x, y, moved = placement(curve)
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return []
+    named = {"v": index[curve.variant], "problem": curve.problem, "seed": curve.seed}
+    return [{**named, "x": short(x), "y": short(y), "moved": short(moved)}]
 
 
 def _tuning(tuned: Tuned) -> dict[str, Any]:
@@ -190,6 +210,9 @@ def _trials(problems: Sequence[ProblemScore], target: float) -> dict[str, Any]:
         "also",
         *(f"{AXES[c].label} to {target:g}" for c in COLUMNS),
         "compile s",
+        "FLOPs per byte",
+        "GFLOP/s",
+        "GB/s",
         "program MiB",
         "process MiB",
         "device MiB",
@@ -218,6 +241,7 @@ def _trial(curve: Curve, role: str, target: float) -> list[Any]:
         told(curve, best),
         *(short(found.cost[c]) if found else None for c in COLUMNS),
         short(compile_seconds(curve.facts)),
+        *map(short, placement(curve)),
         *(None if x is None else short(x / MIB) for x in memory_of(curve.facts).values()),
         curve.facts["status"].lower().replace("_", " "),
         certificate.get("kind", "").replace("-", " "),

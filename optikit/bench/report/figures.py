@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 import math
 import pathlib
 import re
@@ -23,6 +24,9 @@ from optikit.bench.score import (
     front,
     on_one_machine,
     performance_profile,
+    placement,
+    tunes,
+    with_portfolio,
 )
 from optikit.bench.tuning import Tuned
 
@@ -66,7 +70,7 @@ def figures(
     One file per problem (suboptimality against each axis: median over seeds, 10-90 % band, the
     Pareto front in grey), and one of its spectra where they were measured; over all problems
     performance and data profiles, and targets met by those of one size; tuning curves where there
-    was tuning.
+    was tuning; model FLOPs a second against FLOPs per byte where both were counted.
 
     Args:
       results: from `Experiment.run` or `optikit.bench.experiment.load`.
@@ -117,6 +121,8 @@ def figures(
         tuned = results.tuning()
         if tuned:
             drawn["tuning"] = _tuning(tuned)
+        if roofline := _roofline(problems, styles):
+            drawn["roofline"] = roofline
         return [_save(figure, place / f"{name}.{format}") for name, figure in drawn.items()]
 
 
@@ -243,6 +249,13 @@ def _profiles(
     problems: Sequence[ProblemScore], axes: Sequence[str], target: float, styles: Styles
 ) -> dict[str, Any]:
     tables = {axis: cost_table(problems, target, axis) for axis in axes}
+    if tunes(problems):
+        own = {name for table in tables.values() for name in table.solvers}
+        tables = {axis: with_portfolio(table, problems) for axis, table in tables.items()}
+        joined = dict.fromkeys(n for t in tables.values() for n in t.solvers if n not in own)
+        dashes = itertools.cycle(("--", "-."))
+        extra = {name: {"color": "#555555", "linestyle": next(dashes)} for name in joined}
+        styles = {**styles, **extra}
     met = {axis: ecdf(problems, [10.0**-k for k in range(1, 9)], axis) for axis in axes}
     alike = collections.Counter(int(p.facts["parameters"]) for p in problems)
     sizes = [n for n in sorted(alike) if alike[n] > 1]  # of one problem alone its curves say more
@@ -279,6 +292,31 @@ def _shares(
             panel.step(x, y, where="post", label=solver.solver, **styles[solver.solver])
         panel.set(xscale="log", xlabel=label(axis), ylabel=share, ylim=(-0.03, 1.03))
     _legend(figure, panels)
+    return figure
+
+
+def _roofline(problems: Sequence[ProblemScore], styles: Styles) -> Any:
+    """Achieved model GFLOP/s against model FLOPs per byte; None where nothing was counted."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for curve in (c for p in problems for c in p.curves):
+        x, y, _ = placement(curve)
+        if math.isfinite(x) and math.isfinite(y):
+            found.setdefault(curve.variant, []).append((x, y))
+    if not found:
+        return None
+    figure, (panel,) = _panels(1)
+    for i, (variant, style) in enumerate(styles.items()):
+        if variant in found:
+            x, y = zip(*found[variant], strict=True)
+            marker = MARKERS[i // len(PALETTE) % len(MARKERS)]
+            filled = style["color"] if style["linestyle"] == "-" else "none"
+            panel.plot(x, y, marker, color=style["color"], mfc=filled, ms=4, label=variant)
+    # limits by hand: trials that all lie at one place have none of their own
+    every = np.array([point for points in found.values() for point in points])
+    (left, low), (right, high) = every.min(axis=0) / 2, every.max(axis=0) * 2
+    panel.set(xlim=(left, right), ylim=(low, high), xscale="log", yscale="log")
+    panel.set(xlabel="model FLOPs per model byte", ylabel="model GFLOP/s, warm")
+    _legend(figure, [panel])
     return figure
 
 

@@ -213,6 +213,18 @@
       margin: { l: 66, r: 14, t: 34, b: 74 }, showlegend: true, legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0.5, xanchor: "center", font: { size: 11 } } }];
   }
 
+  function roofline() {
+    const traces = data.variants.flatMap((variant, v) => {
+      const own = hidden.has(v) ? [] : data.roofline.filter(p => p.v === v);
+      return own.length ? [{ name: plain(variant.name), x: own.map(p => p.x), y: own.map(p => p.y), mode: "markers",
+        marker: { size: 8, symbol: symbol(v) + (variant.second ? "" : "-open"), color: colour(v), line: { width: 1.5 } },
+        text: own.map(p => `${plain(p.problem)}, seed ${p.seed}: ${p.moved} GB/s`),
+        hovertemplate: "%{y:.3g} GFLOP/s at %{x:.3g} FLOPs per byte<br>%{text}<extra>%{fullData.name}</extra>" }] : [];
+    });
+    return [traces, layout("Rates", { title: titled("model FLOPs per model byte"), type: "log" },
+      { title: titled("model GFLOP/s, warm"), type: "log" })];
+  }
+
   for (const problem of data.problems.filter(p => p.spectra.length)) {
     const div = document.createElement("div");
     div.className = "chart";
@@ -232,6 +244,10 @@
   chart(at("performance"), profile("performance", "Performance profile", () => `${label("label")}, multiple of the least`, "share of problems", byTarget));
   chart(at("data-profile"), profile("data", "Data profile", () => `${label("label")} / (n + 1)`, "share of problems", byTarget));
   chart(at("ecdf"), profile("ecdf", "Targets met", () => label("label"), "share of targets", of => of[size.value]));
+  if (data.roofline.length) {
+    at("placed").hidden = false;
+    chart(at("roofline"), roofline);
+  }
   for (const name of new Set(data.tuning.map(t => t.problem))) {
     const div = document.createElement("div");
     div.className = "chart";

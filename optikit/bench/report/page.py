@@ -15,6 +15,7 @@ import optikit
 from optikit.bench import store
 from optikit.bench.job import Job
 from optikit.bench.report.content import all_fronts, content
+from optikit.bench.report.overall import overall, sceptical_list
 from optikit.bench.report.standings import (
     matched_tables,
     ratings_table,
@@ -49,10 +50,12 @@ def write_page(
         "WARNINGS": _warnings(environments, problems, summary),
         "VERDICTS": _verdicts(summary, sum(bool(p.curves) for p in problems)),
         "TARGET": f"{summary.target:g}",
+        "OVERALL": overall(problems, summary),
         "RATINGS": ratings_table(problems, summary.target, study.reference),
         "MATCHED": matched_tables(problems, study.reference),
         "STANDINGS": standings_tables(problems, summary, fronts),
         "TUNING": _tuning(tuned),
+        "SCEPTICAL": sceptical_list(problems, summary.target, jobs, records),
         "FAILURES": _failures(summary),
         "PROBLEMS": "".join(_problem(problem) for problem in problems),
         "CERTIFICATES": _certificates(problems),

@@ -9,6 +9,7 @@ from optikit.bench.report.content import Fronts
 from optikit.bench.report.table import PLACED, Summary
 from optikit.bench.score import (
     CLOCK_AXES,
+    BreakEven,
     Interval,
     Matched,
     Outcome,
@@ -18,10 +19,14 @@ from optikit.bench.score import (
     matched,
     on_front,
     on_one_machine,
+    portfolio,
+    probability_cheapest,
     rating_table,
     ratings,
     standings,
+    tunes,
 )
+from optikit.bench.score.portfolio import names
 
 
 def standings_tables(problems: Sequence[ProblemScore], summary: Summary, fronts: Fronts) -> str:
@@ -46,12 +51,19 @@ def _told(sentence: str) -> str:
 def _standings(problem: ProblemScore, summary: Summary, fronts: Fronts) -> str:
     target = summary.target
     met = {o.variant: o for o in summary.outcomes if o.problem == problem.label}
+    repaid = {b.variant: b for b in summary.break_even if b.problem == problem.label}
     columns: dict[str, dict[str, str]] = {}
+    least: dict[str, float] = {}
     for axis in PLACED:
         placed = standings(problem, target, axis)
         ahead = on_front(fronts.get((problem.label, axis), []))
         if any(math.isfinite(s.cost) for s in placed):
-            columns[axis] = {s.variant: _place(s, placed, s.variant in ahead) for s in placed}
+            best = probability_cheapest(problem, target, axis)
+            columns[axis] = {
+                s.variant: _place(s, placed, s.variant in ahead, best.get(s.variant))
+                for s in placed
+            }
+            least[axis] = placed[0].cost
     if not columns:
         return f"<p class=note>No method reached {target:g}.</p>"
     variants = dict.fromkeys(variant for column in columns.values() for variant in column)
@@ -59,16 +71,50 @@ def _standings(problem: ProblemScore, summary: Summary, fronts: Fronts) -> str:
     order = [*first, *(v for v in variants if v not in first)]
     rows = "".join(
         f"<tr><td>{html.escape(variant)}</td>{_outcome(met.get(variant))}"
+        + (_repaid(repaid.get(variant)) if repaid else "")
         + "".join(column.get(variant, "<td></td>") for column in columns.values())
         + "</tr>"
         for variant in order
     )
+    rows += _portfolio(problem, target, least, 2 + bool(repaid)) if tunes([problem]) else ""
     unit = next((f", {AXES[o.axis].label}" for o in met.values()), "")
-    names = ("reached", f"expected{unit}", *(AXES[axis].label for axis in columns))
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    against = [f"solves to pay against {b.reference}" for b in repaid.values()][:1]
+    titles = ("reached", f"expected{unit}", *against, *(AXES[axis].label for axis in columns))
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in titles)
     return (
         f"<div class=scroll><table><thead><tr><th>optimizer</th>{heads}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _repaid(found: BreakEven | None) -> str:
+    """From how many solves on, or for how many, a method takes no more time in all."""
+    if found is None:
+        return "<td></td>"
+    first, last = (f"{x:.4g}" for x in (found.first, found.last))
+    told = "never"
+    if math.isfinite(found.first):
+        told = f"from {first}" if math.isinf(found.last) else f"{first} to {last}"
+    return f"<td class=n>{told if found.certain else f'({told})'}</td>"
+
+
+def _portfolio(problem: ProblemScore, target: float, least: dict[str, float], empty: int) -> str:
+    """The untuned methods as one: a row for the best alone, a row for the cost of trying all."""
+    found = {axis: portfolio(problem, target, axis) for axis in least}
+    tried = [len(one.tried) for one in found.values() if one is not None]
+    if not tried:
+        return ""
+    rows: list[str] = ["", ""]
+    for axis, one in found.items():
+        costs = (math.inf, math.inf) if one is None else (one.alone, one.total)
+        for i, cost in enumerate(costs):
+            known = math.isfinite(cost) and least[axis] > 0
+            told = f"{cost / least[axis]:.3g}x" if known else "-"
+            tip = f"{cost:.4g}" + (f", {one.best}" if one and one.best and i == 0 else "")
+            rows[i] += f"<td class=n title='{html.escape(tip)}'>{told}</td>"
+    return "".join(
+        f"<tr><td><i>{html.escape(name)}</i></td>{'<td></td>' * empty}{row}</tr>"
+        for name, row in zip(names(tried), rows, strict=True)
     )
 
 
@@ -94,7 +140,7 @@ def _interval(found: Interval, axis: str) -> str:
     return f"{estimate}{unit} ({low} to {high})"
 
 
-def _place(standing: Standing, placed: list[Standing], ahead: bool) -> str:
+def _place(standing: Standing, placed: list[Standing], ahead: bool, best: float | None) -> str:
     if not math.isfinite(standing.cost):
         return "<td class=n>-</td>"
     before = placed[placed.index(standing) - 1] if placed.index(standing) else None
@@ -105,7 +151,8 @@ def _place(standing: Standing, placed: list[Standing], ahead: bool) -> str:
         ratio = standing.behind.interval
         told = f" ({ratio.estimate:.3g}x)"
         tip += f"; ratio {ratio.low:.3g} to {ratio.high:.3g} from {ratio.units} seeds"
-    return f"<td class=n title='{tip}'>{standing.place}{tied}{told}{mark}</td>"
+    share = f" {best:.0%}" if best else ""
+    return f"<td class=n title='{tip}'>{standing.place}{tied}{told}{mark}{share}</td>"
 
 
 def ratings_table(problems: Sequence[ProblemScore], target: float, reference: str | None) -> str:

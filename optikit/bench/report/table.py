@@ -2,21 +2,32 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optikit.bench.plain import on_lines, on_one_line
 from optikit.bench.score import (
+    BreakEven,
     Curve,
+    Interval,
     Outcome,
+    Par2,
+    Portfolio,
     ProblemScore,
+    break_even,
     hit,
     main_target,
     on_one_machine,
     outcomes,
+    par2,
+    portfolio,
     trade_offs,
+    tunes,
     verdicts,
 )
+from optikit.bench.score.rating import reference_variant
 from optikit.bench.score.verdicts import main_axis
+from optikit.bench.spec import Budget
 
 COLUMNS = ("steps", "calls", "gradients", "flops", "warm", "cold")
 """The axes of the tables, of trials and of places."""
@@ -38,6 +49,10 @@ class Summary(NamedTuple):
       trade_offs: by problem, where the order of methods changes with the axis, in words.
       verdicts: per problem, sweep and study.
       failures: job title and reason.
+      break_even: per problem, for how many solves each method takes no more time than the study's
+        reference, compilation included.
+      par2: penalised average cost of each method, in warm seconds and in steps.
+      portfolios: per problem, the untuned methods taken together, where the study tunes.
     """
 
     target: float
@@ -46,10 +61,18 @@ class Summary(NamedTuple):
     failures: list[tuple[str, str]]
     outcomes: list[Outcome]
     trade_offs: dict[str, str]
+    break_even: list[BreakEven]
+    par2: list[Par2]
+    portfolios: list[Portfolio]
 
     def as_json(self) -> str:
-        """For programs."""
+        """For programs: an interval is [estimate, low, high], what is not finite is null.
+
+        A `break_even` that is null at `first` never comes; at `last` it stays.
+        """
         told = self._asdict() | {"outcomes": [found.plain() for found in self.outcomes]}
+        for name in ("break_even", "par2", "portfolios"):
+            told[name] = [_told(found._asdict()) for found in getattr(self, name)]
         return json.dumps(told, indent=2, allow_nan=False)
 
     def print(self) -> None:
@@ -100,8 +123,16 @@ def summarise(
     failures: list[tuple[str, str]],
     *,
     reference: str | None = None,
+    budget: Budget | None = None,
+    failed: Mapping[tuple[str, str], int] | None = None,
 ) -> Summary:
-    """The summary of a scored study."""
+    """The summary of a scored study.
+
+    Args:
+      reference: what methods are compared with; by default the study's first.
+      budget: of one trial; without it no cost is penalised.
+      failed: by (problem, variant), how many trials left no result.
+    """
     target = main_target(targets)
     rows = [_row(curve, target, problem) for problem in problems for curve in problem.curves]
     told = verdicts(problems, target, reference=reference)
@@ -113,7 +144,46 @@ def summarise(
         failures=failures,
         outcomes=[o for p in ran for o in outcomes(p, target, main_axis([p]))],
         trade_offs={p.label: said for p in ran if (said := trade_offs(p, target, PLACED))},
+        break_even=_break_even(ran, target, reference),
+        par2=_par2(ran, target, budget, failed),
+        portfolios=[
+            found
+            for p in (ran if tunes(ran) else ())
+            if (found := portfolio(p, target, main_axis([p])))
+        ],
     )
+
+
+def _break_even(
+    problems: Sequence[ProblemScore], target: float, reference: str | None
+) -> list[BreakEven]:
+    try:
+        fixed = reference_variant(problems, reference)
+    except ValueError:
+        return []  # the reference was never run, or has several variants
+    return break_even(problems, target, fixed)
+
+
+def _par2(
+    problems: Sequence[ProblemScore],
+    target: float,
+    budget: Budget | None,
+    failed: Mapping[tuple[str, str], int] | None,
+) -> list[Par2]:
+    limits = {"warm": budget.seconds, "steps": float(budget.steps)} if budget else {}
+    return [p for axis, x in limits.items() for p in par2(problems, target, axis, x, failed)]
+
+
+def _told(fields: dict[str, Any]) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        name: [_plain(x) for x in value[:3]]
+        if isinstance(value, Interval)
+        else _plain(value)
+        if isinstance(value, float)
+        else value
+        for name, value in fields.items()
+    }
 
 
 def _row(curve: Curve, target: float, problem: ProblemScore) -> dict[str, Any]:

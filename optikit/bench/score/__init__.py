@@ -3,6 +3,7 @@
 Everything here is a function of plain data; nothing imports JAX.
 """
 
+from optikit.bench.score.breakeven import BreakEven, break_even
 from optikit.bench.score.curves import Curve, Hit, ProblemScore, hit, main_target, score
 from optikit.bench.score.fronts import (
     FrontPoint,
@@ -11,6 +12,7 @@ from optikit.bench.score.fronts import (
     front,
     off_every_front,
     on_front,
+    probability_cheapest,
     rank_changes,
     standings,
 )
@@ -18,6 +20,8 @@ from optikit.bench.score.intervals import Interval, bootstrap, wilson
 from optikit.bench.score.known import BestKnown, identity, merged, read_known, write_known
 from optikit.bench.score.matched import Matched, matched
 from optikit.bench.score.outcomes import Outcome, outcomes, trade_offs
+from optikit.bench.score.penalised import Par2, par2
+from optikit.bench.score.portfolio import Portfolio, portfolio, tunes, with_portfolio
 from optikit.bench.score.profiles import (
     CostTable,
     LeftOut,
@@ -45,6 +49,7 @@ from optikit.bench.score.reach import (
     reaches,
     success_rate,
 )
+from optikit.bench.score.roofline import Placement, placement
 from optikit.bench.score.scaling import (
     Crossover,
     Exponent,
@@ -54,15 +59,18 @@ from optikit.bench.score.scaling import (
     fit_exponent,
     sweeps,
 )
+from optikit.bench.score.sceptical import Doubt, sceptical
 from optikit.bench.score.verdicts import verdict, verdicts
 
 __all__ = [
     "CLOCK_AXES",
     "MACHINE_AXES",
     "BestKnown",
+    "BreakEven",
     "CostTable",
     "Crossover",
     "Curve",
+    "Doubt",
     "Exponent",
     "FrontPoint",
     "Hit",
@@ -71,6 +79,9 @@ __all__ = [
     "Matched",
     "Outcome",
     "Pair",
+    "Par2",
+    "Placement",
+    "Portfolio",
     "ProblemScore",
     "RankChange",
     "Rating",
@@ -81,6 +92,7 @@ __all__ = [
     "Steps",
     "Sweep",
     "bootstrap",
+    "break_even",
     "cost_ratio",
     "cost_table",
     "crossover",
@@ -102,7 +114,11 @@ __all__ = [
     "on_one_machine",
     "outcomes",
     "pairwise",
+    "par2",
     "performance_profile",
+    "placement",
+    "portfolio",
+    "probability_cheapest",
     "rank_changes",
     "ranking",
     "rating_table",
@@ -110,13 +126,16 @@ __all__ = [
     "reach",
     "reaches",
     "read_known",
+    "sceptical",
     "score",
     "standings",
     "success_rate",
     "sweeps",
     "trade_offs",
+    "tunes",
     "verdict",
     "verdicts",
     "wilson",
+    "with_portfolio",
     "write_known",
 ]

@@ -4,8 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from optikit.bench.score.curves import ProblemScore
+from optikit.bench.score.intervals import median, multiplicities
 from optikit.bench.score.reach import Ratio, cost_ratio, reaches, typical
+from optikit.bench.score.repeats import merged_repeats
 
 
 class FrontPoint(NamedTuple):
@@ -97,6 +101,32 @@ def standings(problem: ProblemScore, target: float, axis: str) -> list[Standing]
             Standing(variant, place, costs[variant], cost_ratio(trials[variant], trials[order[0]]))
         )
     return placed
+
+
+def probability_cheapest(
+    problem: ProblemScore, target: float, axis: str, *, seed: int = 0
+) -> dict[str, float]:
+    """How often each variant has the least median cost when seeds are resampled; ties share.
+
+    Seeds are drawn for all variants at once, since they share starts and data. A resample in which
+    every median is a miss has no best, so the shares may add up to less than 1. Variants that lack
+    a seed are left out. Nothing comes of one variant, of one seed, or of seeds that repeat one run.
+    """
+    merged = merged_repeats(problem).problem
+    costs: dict[str, dict[int, float]] = {}
+    for trial in reaches([merged], target, axis):
+        costs.setdefault(trial.variant, {})[trial.seed] = trial.cost
+    seeds = sorted({seed for own in costs.values() for seed in own})
+    whole = {variant: own for variant, own in costs.items() if len(own) == len(seeds)}
+    if len(seeds) < 2 or len(whole) < 2:
+        return {}
+    drawn = multiplicities(seeds, seed=seed)
+    medians = np.stack(
+        [median(np.array([own[s] for s in seeds]), drawn) for own in whole.values()], axis=1
+    )
+    leads = np.isfinite(medians) & (medians == medians.min(axis=1, keepdims=True))
+    shares = leads / np.maximum(leads.sum(axis=1, keepdims=True), 1)
+    return dict(zip(whole, shares.mean(axis=0).tolist(), strict=True))
 
 
 class RankChange(NamedTuple):

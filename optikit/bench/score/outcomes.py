@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 
 from optikit.bench.axes import AXES
 from optikit.bench.score.curves import ProblemScore
-from optikit.bench.score.fronts import RankChange, off_every_front, rank_changes
+from optikit.bench.score.fronts import (
+    RankChange,
+    off_every_front,
+    probability_cheapest,
+    rank_changes,
+)
 from optikit.bench.score.intervals import Interval
 from optikit.bench.score.reach import (
     Ratio,
@@ -37,6 +42,7 @@ class Outcome(NamedTuple):
       success: their share, with Wilson's interval.
       median: the median cost of meeting the target, misses counted as infinite.
       expected: the expected running time, restarts after misses included.
+      best: the share of resamples of seeds in which its median is the least; None from one seed.
     """
 
     problem: str
@@ -48,6 +54,7 @@ class Outcome(NamedTuple):
     success: Interval
     median: Interval
     expected: Interval
+    best: float | None
 
     def plain(self) -> dict[str, Any]:
         """For JSON: an interval is [estimate, low, high], what is not finite is None."""
@@ -66,6 +73,7 @@ def outcomes(problem: ProblemScore, target: float, axis: str) -> list[Outcome]:
       ValueError: the axis is of one machine and the trials come from several.
     """
     merged = merged_repeats(problem).problem
+    best = probability_cheapest(merged, target, axis)
     found = []
     for variant in dict.fromkeys(curve.variant for curve in merged.curves):
         if trials := reaches([merged], target, axis, variant):
@@ -77,6 +85,7 @@ def outcomes(problem: ProblemScore, target: float, axis: str) -> list[Outcome]:
                     success=success_rate(trials),
                     median=median_cost(trials),
                     expected=expected_running_time(trials),
+                    best=best.get(variant),
                 )
             )  # fmt: skip
     return found
