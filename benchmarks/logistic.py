@@ -303,11 +303,10 @@ def main() -> None:
         return
     from common import save
 
-    rows = []
-    for case in [options.case] if options.case else CASES:
-        rows += study(case, options.dtype, options.rounds, options.methods)
     question = "How long is one solve of a generalised linear model, cold and warm?"
-    save("logistic", question, rows)
+    for case in [options.case] if options.case else CASES:
+        rows = study(case, options.dtype, options.rounds, options.methods)
+        save("logistic" if case == "logistic" else f"logistic-{case}", question, rows)
 
 
 if __name__ == "__main__":
