@@ -55,3 +55,12 @@ def test_the_page_of_results_is_what_the_results_say():
     page = README.parent / "benchmarks" / "page.py"
     checked = subprocess.run([sys.executable, str(page), "--check"], timeout=60, check=False)
     assert checked.returncode == 0, "run python benchmarks/page.py and commit what it writes"
+
+
+def test_results_name_no_folder_of_the_machine_they_were_taken_on():
+    folders = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|work|mnt|Users)/")
+    results = README.parent / "benchmarks" / "results"
+    files = [p for p in results.rglob("*") if p.suffix in (".html", ".json", ".jsonl", ".md")]
+    assert files
+    named = [p for p in files if folders.search(p.read_text(encoding="utf-8"))]
+    assert not named

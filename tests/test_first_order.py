@@ -63,8 +63,10 @@ def test_every_beta_is_linear_cg_on_a_quadratic_with_an_exact_search(beta, syste
     values = np.asarray(sol.trace.value)
     reference = linear_cg_values(a, b)
     assert bool(sol.success), str(sol)
-    assert N - 1 <= int(sol.steps) <= N + 2  # the last one sees that nothing is left
+    assert N - 1 <= int(sol.steps) <= N + 2
     np.testing.assert_allclose(values[:N], reference[:N], atol=1e-9 * abs(reference[-1]))
+    reached = values[min(N, int(sol.steps))]  # what follows only sees that nothing is left
+    np.testing.assert_allclose(reached, reference[-1], rtol=1e-9)
     np.testing.assert_allclose(sol.params, np.linalg.solve(a, b), atol=1e-6)
 
 

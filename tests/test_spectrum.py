@@ -7,7 +7,8 @@ import pytest
 
 import optikit as ok
 from optikit.linalg.eigenpairs import eigenpairs
-from optikit.linalg.quadrature import lanczos_quadrature, signs
+from optikit.linalg.quadrature import lanczos_quadrature
+from optikit.linalg.signs import signs
 from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xtrace
 
 N = 60

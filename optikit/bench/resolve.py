@@ -1,7 +1,6 @@
 """From names and import paths to problems and optimizers; the place where JAX gets imported."""
 
 import hashlib
-import importlib
 import os
 import reprlib
 import sys
@@ -117,15 +116,9 @@ def optimizer_of(job: Job) -> Any:
 
 
 def _imported(use: str) -> Callable[..., Any]:
-    module, _, name = use.partition(":")
+    from optikit.problems.imported import imported
+
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        msg = f"{use}: no module {error.name!r}; run from the folder that holds it, or install it."
-        raise TypeError(msg) from error
-    except AttributeError as error:
-        msg = f"{use}: module {module!r} has no {name!r}."
-        raise TypeError(msg) from error
+    return imported(use)

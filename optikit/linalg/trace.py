@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from optikit.core import Key, tree
 from optikit.core.tree import HIGHEST
 from optikit.core.typing import PyTree
-from optikit.linalg.quadrature import signs
+from optikit.linalg.signs import signs
 
 
 class Estimate(NamedTuple):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from optikit.calculus import Eval, Oracle
 from optikit.core import Counts, Key, Params, memoized, tree
-from optikit.linalg.quadrature import signs
+from optikit.linalg.signs import signs
 from optikit.optimizers.descent import (
     Rate,
     check_every,

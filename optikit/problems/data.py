@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optikit.problems import fetch, readers
-from optikit.problems.imported import imported
+from optikit.problems.imported import loader
 
 A9A = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/a9a"
 
@@ -136,7 +136,7 @@ def load(data: str | Callable[[], Any]) -> Data:
         return openml(rest)
     if scheme in ("file", "http", "https"):
         return _from_address(data)
-    return as_data(*imported(data, ("file", "http", "https", "openml"))())
+    return as_data(*loader(data, ("file", "http", "https", "openml"))())
 
 
 def _from_address(address: str) -> Data:

@@ -1,4 +1,4 @@
-"""A user's own loader, by import path."""
+"""What an import path names: a user's own loader or factory."""
 
 import importlib
 import re
@@ -8,29 +8,32 @@ from typing import Any
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-def imported(address: str, schemes: Sequence[str]) -> Callable[[], Any]:
+def imported(path: str) -> Callable[..., Any]:
     """The function behind "module:function".
 
-    Args:
-      schemes: how other addresses begin, for the message.
-
     Raises:
-      ValueError: it is no import path.
       ImportError: there is no such module, or no such function in it.
     """
-    others = ", ".join(f"{scheme}:" for scheme in schemes)
-    if not _IMPORT_PATH.fullmatch(address):
-        msg = f"unknown address {address!r}: begin with {others}, or give module:function."
-        raise ValueError(msg)
-    module, _, name = address.partition(":")
+    module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        msg = (
-            f"{address}: no module {error.name!r}; run from the folder that holds it, or install "
-            f"it. Other addresses begin with {others}."
-        )
+        msg = f"{path}: no module {error.name!r}; run from the folder that holds it, or install it."
         raise ImportError(msg) from error
     except AttributeError as error:
-        msg = f"{address}: module {module!r} has no {name!r}."
+        msg = f"{path}: module {module!r} has no {name!r}."
         raise ImportError(msg) from error
+
+
+def loader(address: str, schemes: Sequence[str]) -> Callable[[], Any]:
+    """A user's own loader, where an address begins with none of our schemes.
+
+    Raises:
+      ValueError: it is no import path.
+      ImportError: as `imported` does.
+    """
+    if not _IMPORT_PATH.fullmatch(address):
+        others = ", ".join(f"{scheme}:" for scheme in schemes)
+        msg = f"unknown address {address!r}: begin with {others}, or give module:function."
+        raise ValueError(msg)
+    return imported(address)

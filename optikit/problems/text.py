@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from optikit.problems import fetch, readers
-from optikit.problems.imported import imported
+from optikit.problems.imported import loader
 
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -75,6 +75,6 @@ def _content(text: str | Callable[[], str]) -> str:
         return TEXTS[text]()
     schemes = ("file", "http", "https")
     if text.partition(":")[0] not in schemes:
-        return imported(text, schemes)()
+        return loader(text, schemes)()
     bare, options = fetch.address(text, {"sha256"})
     return readers.read_text(fetch.content(bare, options.get("sha256")), bare)
