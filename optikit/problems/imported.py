@@ -32,8 +32,12 @@ def loader(address: str, schemes: Sequence[str]) -> Callable[[], Any]:
       ValueError: it is no import path.
       ImportError: as `imported` does.
     """
+    others = ", ".join(f"{scheme}:" for scheme in schemes)
     if not _IMPORT_PATH.fullmatch(address):
-        others = ", ".join(f"{scheme}:" for scheme in schemes)
         msg = f"unknown address {address!r}: begin with {others}, or give module:function."
         raise ValueError(msg)
-    return imported(address)
+    try:
+        return imported(address)
+    except ImportError as error:
+        msg = f"{error} Other addresses begin with {others}."
+        raise ImportError(msg) from error
