@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -58,7 +59,7 @@ def save(study: str, question: str, results: list[dict[str, Any]]) -> pathlib.Pa
     record = {
         "study": study,
         "question": question,
-        "command": "python " + " ".join([pathlib.Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
+        "command": shlex.join(["python", pathlib.Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
         "results": results,
         "environment": environment,
     }

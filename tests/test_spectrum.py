@@ -83,6 +83,27 @@ def test_pairs_that_do_not_settle_say_so():
     assert (np.asarray(found.residuals) > 1e-12).any()
 
 
+def _pairs_of(n):
+    return lambda key: eigenpairs(
+        lambda v: v * jnp.linspace(0.0, 1.0, n) ** 8, n, 3, key, dtype=jnp.float64, basis=9
+    )
+
+
+def test_a_restart_goes_over_the_basis_in_pieces(monkeypatch):
+    whole = _pairs_of(50)(jax.random.key(0))
+    monkeypatch.setattr("optikit.linalg.eigenpairs.COLUMNS", 7)  # and the last overlaps
+    pieces = _pairs_of(50)(jax.random.key(0))
+    assert int(pieces.products) > 2 * 9  # there were restarts
+    np.testing.assert_allclose(pieces.values, whole.values, rtol=1e-12)
+    np.testing.assert_allclose(pieces.vectors, whole.vectors, atol=1e-9)
+
+
+def test_pairs_take_the_memory_of_their_basis():
+    n = 400_000
+    program = jax.jit(_pairs_of(n)).lower(jax.random.key(0)).compile().memory_analysis()
+    assert program.temp_size_in_bytes < (9 + 7) * 8 * n
+
+
 @pytest.mark.parametrize("bad", [{"k": 0}, {"k": N + 1}, {"block": 0}, {"k": 4, "basis": 5}])
 def test_pairs_that_do_not_fit_are_refused(bad):
     with pytest.raises(ValueError, match="give"):

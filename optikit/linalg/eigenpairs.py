@@ -25,6 +25,9 @@ from optikit.core.tree import HIGHEST
 CHECKED = 6
 """Products between two looks at whether the pairs have settled."""
 
+COLUMNS = 2**16
+"""Of the basis, that are turned at a time."""
+
 Which = Literal["largest", "smallest", "magnitude", "ends"]
 
 
@@ -127,18 +130,11 @@ def eigenpairs(
         return f._replace(values=values, turn=turn, residuals=residuals, scale=scale, done=done)
 
     def restarted(f: _Found) -> _Found:
-        # the large array is not among what the branches return, which would be copied
         full = f.held + block > m
-        rows = lax.cond(
-            full,
-            lambda basis: jnp.matmul(f.turn[:, :kept].T, basis, precision=HIGHEST),
-            lambda basis: basis[:kept],
-            f.basis,
-        )
         known = jnp.zeros_like(f.projected)
         known = known.at[column[:kept], column[:kept]].set(f.values[:kept])
         return f._replace(
-            basis=lax.dynamic_update_slice(f.basis, rows, (0, 0)),
+            basis=_turned(f.basis, f.turn[:, :kept], full),
             projected=jnp.where(full, known, f.projected),
             held=jnp.where(full, kept, f.held),
             restarts=f.restarts + full.astype(jnp.int32),
@@ -157,7 +153,7 @@ def eigenpairs(
     first_key, key = jax.random.split(key)
     empty, none, zero = jnp.zeros((m, n), dtype), jnp.asarray(0, jnp.int32), jnp.zeros((), dtype)
     begun = jax.random.normal(first_key, (block, n), dtype)
-    start = _orthonormal(begun, empty, jnp.zeros((m, 1), dtype), first_key)[0]
+    start = _orthonormal(begun, empty[:1], jnp.zeros((1, 1), dtype), first_key)[0]
     square = jnp.zeros((m, m), dtype)
     far = jnp.full((m,), jnp.inf, dtype)
     found = _Found(
@@ -172,6 +168,28 @@ def eigenpairs(
     return Eigenpairs(
         found.values[:k], rows, found.residuals[:k] + rounding, converged, found.products
     )
+
+
+def _turned(
+    basis: Float[Array, "m n"], turn: Float[Array, "m kept"], really: Bool[Array, ""]
+) -> Float[Array, "m n"]:
+    """The basis with `turn.T @ basis` for its first rows, if really; some columns at a time.
+
+    A whole product beside the basis would be as large as half of it, and a branch would copy it.
+    """
+    m, n = basis.shape
+    kept, width = turn.shape[1], min(n, COLUMNS)
+    column, zero = jnp.arange(width, dtype=jnp.int32), jnp.asarray(0, jnp.int32)
+
+    def piece(i: Array, basis: Array) -> Array:
+        at = jnp.minimum(i * width, n - width)  # the last piece overlaps the one before
+        old = lax.dynamic_slice(basis, (zero, at), (m, width))
+        new = jnp.matmul(turn.T, old, precision=HIGHEST)
+        rows = jnp.where(at + column >= i * width, new, old[:kept])
+        return lax.dynamic_update_slice(basis, rows, (zero, at))
+
+    pieces = jnp.where(really, jnp.asarray(-(-n // width), jnp.int32), zero)
+    return lax.fori_loop(zero, pieces, piece, basis)
 
 
 def _by_matrix(product: Callable, n: int, k: int, dtype: jnp.dtype, order: Callable) -> Eigenpairs:
