@@ -122,7 +122,7 @@ def capture(predict: Callable[[Params, Any], Any], params: Params, inputs: Any) 
     """
     closed, shapes = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    walk = _Walk({}, factors=False)
+    walk = _Walk(None, factors=False)
     given = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
     marks = _first_marks(len(paths), len(given))
 
@@ -163,11 +163,11 @@ def _with_biases(walk: "_Walk") -> dict[Key, Site]:
 
 
 class _Walk:
-    """One re-interpretation of a jaxpr: finding sites where there are none yet, else using them."""
+    """One re-interpretation of a jaxpr: finding the sites where none are given, else using them."""
 
-    def __init__(self, sites: dict[Key, Site], *, factors: bool):
-        self.finding = not sites
-        self.sites = dict(sites)
+    def __init__(self, sites: dict[Key, Site] | None, *, factors: bool):
+        self.finding = sites is None
+        self.sites = dict(sites or {})
         self.factors = factors
         self.generic: set[int] = set()
         self.added_to: dict[Key, Key] = {}  # shift -> the layer whose output it is added to
@@ -314,14 +314,20 @@ def _is_variable(v: Any) -> bool:
     return not isinstance(v, jex.Literal)
 
 
+def _negated(view: View) -> View:
+    return dataclasses.replace(view, scale=-view.scale)
+
+
 def _rearranged(eqn, position: int, view: View) -> list[View] | None:
     """Views after an operation that moves or scales the entries of one operand, else None."""
     name = eqn.primitive.name
     rest = [v for i, v in enumerate(eqn.invars) if i != position]
     if any(_is_variable(v) for v in rest):
         return None
+    if name in ("add", "sub"):
+        return [view if name == "add" or position == 0 else _negated(view)]
     if name == "neg":
-        return [dataclasses.replace(view, scale=-view.scale)]
+        return [_negated(view)]
     if name == "mul" or (name == "div" and position == 0):
         factor = float(rest[0].val)
         scale = view.scale * factor if name == "mul" else view.scale / factor
