@@ -244,6 +244,15 @@ def test_a_model_without_layers_keeps_its_gradient():
     assert difference(gradient, jax.grad(lambda p: loss(predict(p, inputs)))(params)) < 1e-12
 
 
+def test_what_has_no_derivative_is_no_use():
+    def predict(p, x):
+        return x @ p * jnp.exp(jax.lax.stop_gradient(p)[:1])
+
+    found = capture(predict, draw(0, 4, 3), draw(1, 5, 4))
+    assert found.generic == found.tied == ()
+    assert [s.kind for s in found.sites.values()] == ["dense"]
+
+
 def test_tied_leaves_are_named():
     model, params, inputs = MODELS["tied transformer"]
     assert capture(model, params, inputs[0]).tied == ("['embedding']",)

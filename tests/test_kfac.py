@@ -365,6 +365,8 @@ def test_a_leaf_without_a_layer_is_named_and_trained():
     with pytest.warns(UserWarning, match=r"kfac has no layer for: params\['free'\]") as seen:
         sol = ok.minimize(objective, params, args=args, method=kfac(), max_steps=40)
     assert len(seen) == 1
+    with pytest.warns(UserWarning, match=r"params\['free'\]"):  # another model with such a leaf
+        kfac().evaluate(bind(ok.composite(with_free_leaf, ok.losses.huber), args), params)
     assert float(sol.value) < 1e-3 * float(objective(params, *args))
     assert float(jnp.abs(sol.params["free"]).max()) > 0.1
     quiet = kfac(0.3, exclude=("free",), fallback=optax.sgd(0.01), adapt=False, damping=0.1)
@@ -448,6 +450,11 @@ def test_static_mistakes_are_named():
     objective = ok.composite(linear, ok.losses.squared_error)
     with pytest.raises(ValueError, match="penalty="):
         ok.minimize(objective, LINEAR, args=(X, X[:, :3]), method=kfac(weight_decay=0.1))
+    noisy = ok.composite(lambda p, x: linear(p, x[0]) * x[1], ok.losses.squared_error)
+    args = ((X, jnp.asarray(2.0)), X[:, :3])
+    for by_example in (ekfac(), ok.optimizers.natural_gradient()):
+        with pytest.raises(TypeError, match=r"along axis 0 .* got shapes \[\(6, 4\), \(\)\]"):
+            ok.minimize(noisy, LINEAR, args=args, method=by_example)
     for wrong in ({"damping": 0.0}, {"momentum": 1.0}, {"stats_every": 0}, {"fallback": "none"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             kfac(**wrong)

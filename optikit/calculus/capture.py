@@ -199,7 +199,7 @@ class _Walk:
             live = [k for k, tag in enumerate(tags) if isinstance(tag, View)]
             name = eqn.primitive.name
             after = [_DATA if _DATA in tags else None] * len(eqn.outvars)
-            if not live:
+            if not live or name == "stop_gradient":
                 put(eqn.outvars, bind_equation(eqn, ins), after)
             elif (views := _rearranged(eqn, live[0], tags[live[0]])) is not None:
                 put(eqn.outvars, bind_equation(eqn, ins), views)
