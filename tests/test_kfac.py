@@ -214,11 +214,24 @@ def scanned_convolutions(p, x):
     return jax.lax.scan(turned, h, (p["kernels"], p["own"]))[0].mean((1, 2))
 
 
+def biases_of_outputs(p, x):
+    """A weight on the left, a group for each expert, a projection that is turned, a part."""
+    h = jax.vmap(lambda v: jnp.tanh(p["left"] @ v + p["b0"]))(x)
+    h = jax.vmap(lambda w, b: jnp.tanh(h @ w + b[None]))(p["experts"], p["b1"]).sum(0)
+    h = jnp.tanh(jnp.einsum("ni,ihk->hnk", h, p["turned"]) + p["b2"][:, None]).sum(0)
+    return (h @ p["halves"][:, :3]) * (h @ p["halves"][:, 3:] + p["b3"][None])
+
+
 IMAGES = draw(70, N, 4, 3, 4)
 VIEWS = {
     "biases": (views_of_biases, {
         "w0": draw(71, 4, 6), "turned": draw(72, 2, 3), "w1": draw(73, 6, 6), "twice": draw(74, 3),
         "w2": draw(75, 6, 6), "ordered": draw(76, 3, 2), "scale": draw(77, 6), "cut": draw(78, 8),
+    }, X),
+    "outputs": (biases_of_outputs, {
+        "left": draw(91, 5, 4), "b0": draw(92, 5), "experts": draw(93, 3, 5, 2),
+        "b1": draw(94, 3, 2), "turned": draw(95, 2, 2, 4), "b2": draw(96, 2, 4),
+        "halves": draw(97, 4, 6), "b3": draw(98, 3),
     }, X),
     "grouped": (grouped_convolutions, {
         "depthwise": draw(79, 3, 2, 1, 8), "b0": draw(80, 8), "grouped": draw(81, 2, 2, 4, 6),
@@ -239,6 +252,8 @@ def test_blocks_are_the_gradients_of_examples_in_every_view(name):
     args = (inputs, jnp.arange(N) % 3)
     layers = find_layers(objective, params, args, single=True)
     assert layers.reasons == {}
+    if name == "outputs":  # each of them goes with its weight
+        assert all(b.form == "kronecker" for b in layers.layout.blocks)
     matrices = [b.form == "kronecker" for b in layers.layout.blocks]
     shapes = [b.shape for b in layers.layout.blocks]
     bases = [

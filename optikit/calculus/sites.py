@@ -264,17 +264,19 @@ def _takes_rows(eqn: Any) -> bool:
     )
 
 
-def is_bias_of(site: Site, shift: Site) -> bool:
+def is_bias_of(site: Site, shift: Site, order: tuple[int, ...]) -> bool:
     """Whether a shift adds to each output of a dense or convolutional site one entry of its leaf.
 
     Entries have to stand in the order of the outputs, and in the same scans.
+
+    Args:
+      order: for each axis of what the shift is added to, which axis of the site's output it is.
     """
     out = site.eqn.outvars[0].aval.shape
     if site.kind == "dense":
         batch, _, free = site._axes(site.position)
-        if batch or site.position != 1 or site.view.partial:
-            return False
-        axes = range(len(out) - len(free), len(out))
+        first = len(batch) if site.position == 0 else len(out) - len(free)
+        axes = [*range(len(batch)), *range(first, first + len(free))]
     elif site.kind == "conv":
         axes = [site.eqn.params["dimension_numbers"].out_spec[1]]
     else:
@@ -284,7 +286,7 @@ def is_bias_of(site: Site, shift: Site) -> bool:
         return False
     if view.levels != site.view.levels:
         return False
-    shape, along = shift.eqn.invars[shift.position].aval.shape, list(range(len(out)))
+    shape, along = shift.eqn.invars[shift.position].aval.shape, list(order)
     steps = list(view.steps)
     while steps and steps[-1][3] == len(view.levels):
         eqn, position, _, _ = steps[-1]
@@ -293,9 +295,13 @@ def is_bias_of(site: Site, shift: Site) -> bool:
         along = [along[i] for i in eqn.params["broadcast_dimensions"]]
         shape = eqn.invars[position].aval.shape
         steps.pop()
-    seen = {i for i, n in zip(along, shape, strict=True) if n > 1}
-    one_each = math.prod(shape) == math.prod(out[i] for i in axes) and seen <= set(axes)
-    return one_each and all(_keeps_order(eqn, position) for eqn, position, _, _ in steps)
+    seen = [i for i, n in zip(along, shape, strict=True) if n > 1]
+    one_each = math.prod(shape) == math.prod(out[i] for i in axes) and set(seen) <= set(axes)
+    return (
+        one_each
+        and seen == sorted(seen)
+        and all(_keeps_order(eqn, position) for eqn, position, _, _ in steps)
+    )
 
 
 def _keeps_order(eqn: Any, position: int) -> bool:
