@@ -230,6 +230,29 @@ def test_other_uses_are_named(model, generic):
     assert difference(gradient, jax.grad(lambda p: loss(model(p, inputs)))(params)) < 1e-12
 
 
+def test_a_model_without_layers_keeps_its_gradient():
+    """A leaf that also enters otherwise has no site at all."""
+    params, inputs = draw(0, 4, 3), draw(1, 5, 4)
+
+    def predict(p, x):
+        return x @ p + jnp.sum(p**2)
+
+    found = capture(predict, params, inputs)
+    assert found.generic == ("",)
+    assert found.slots() == found.probes() == {}
+    gradient = jax.grad(lambda p: loss(found.with_factors(p, inputs, {})))(params)
+    assert difference(gradient, jax.grad(lambda p: loss(predict(p, inputs)))(params)) < 1e-12
+
+
+def test_what_has_no_derivative_is_no_use():
+    def predict(p, x):
+        return x @ p * jnp.exp(jax.lax.stop_gradient(p)[:1])
+
+    found = capture(predict, draw(0, 4, 3), draw(1, 5, 4))
+    assert found.generic == found.tied == ()
+    assert [s.kind for s in found.sites.values()] == ["dense"]
+
+
 def test_tied_leaves_are_named():
     model, params, inputs = MODELS["tied transformer"]
     assert capture(model, params, inputs[0]).tied == ("['embedding']",)

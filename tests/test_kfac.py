@@ -178,6 +178,112 @@ def test_second_moments_are_those_of_each_examples_gradient(source):
         np.testing.assert_allclose(mine, definition, rtol=1e-10, atol=1e-15)
 
 
+def views_of_biases(p, x):
+    """In another order, repeated, in the order of the outputs, sliced, with a number added."""
+    h = jnp.tanh(x @ p["w0"] + p["turned"].T.ravel()[None])
+    h = jnp.tanh(h @ p["w1"] + jnp.repeat(p["twice"], 2)[None])
+    h = jnp.tanh(h @ p["w2"] + p["ordered"].reshape(1, 6)) * (1 + p["scale"])[None]
+    return jnp.concatenate([h[:, :2] - p["cut"][None, :2], h[:, 2:] + p["cut"][None, 2:6]], 1)
+
+
+def conv(x, kernel, stride=(1, 1), groups=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, "SAME", dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def grouped_convolutions(p, x):
+    h = jnp.tanh(conv(x, p["depthwise"], groups=4) + p["b0"][None, None, None])
+    h = jnp.tanh(conv(h, p["grouped"], (2, 1), groups=2) + p["b1"][None, None, None])
+    two = [conv(h, p["halves"][..., k : k + 3]) for k in (0, 3)]
+    return (two[0] * jnp.tanh(two[1] + p["b2"][None, None, None])).mean((1, 2))
+
+
+def scanned_convolutions(p, x):
+    """A stack of kernels, with a bias for all of them, and with biases that are turned first."""
+
+    def shared(h, w):
+        return jnp.tanh(conv(h, w) + p["b"][None, None, None]), None
+
+    def turned(h, wb):
+        return jnp.tanh(conv(h, wb[0], groups=2) + wb[1][None, None, None]), None
+
+    h = jax.lax.scan(shared, x, p["w"])[0]
+    h = jax.lax.scan(turned, h, (p["grouped"], p["turned"].T))[0]
+    return jax.lax.scan(turned, h, (p["kernels"], p["own"]))[0].mean((1, 2))
+
+
+def biases_of_outputs(p, x):
+    """A weight on the left, a group for each expert, a projection that is turned, a part."""
+    h = jax.vmap(lambda v: jnp.tanh(p["left"] @ v + p["b0"]))(x)
+    h = jax.vmap(lambda w, b: jnp.tanh(h @ w + b[None]))(p["experts"], p["b1"]).sum(0)
+    h = jnp.tanh(jnp.einsum("ni,ihk->hnk", h, p["turned"]) + p["b2"][:, None]).sum(0)
+    return (h @ p["halves"][:, :3]) * (h @ p["halves"][:, 3:] + p["b3"][None])
+
+
+IMAGES = draw(70, N, 4, 3, 4)
+VIEWS = {
+    "biases": (views_of_biases, {
+        "w0": draw(71, 4, 6), "turned": draw(72, 2, 3), "w1": draw(73, 6, 6), "twice": draw(74, 3),
+        "w2": draw(75, 6, 6), "ordered": draw(76, 3, 2), "scale": draw(77, 6), "cut": draw(78, 8),
+    }, X),
+    "outputs": (biases_of_outputs, {
+        "left": draw(91, 5, 4), "b0": draw(92, 5), "experts": draw(93, 3, 5, 2),
+        "b1": draw(94, 3, 2), "turned": draw(95, 2, 2, 4), "b2": draw(96, 2, 4),
+        "halves": draw(97, 4, 6), "b3": draw(98, 3),
+    }, X),
+    "grouped": (grouped_convolutions, {
+        "depthwise": draw(79, 3, 2, 1, 8), "b0": draw(80, 8), "grouped": draw(81, 2, 2, 4, 6),
+        "b1": draw(82, 6), "halves": draw(83, 1, 2, 6, 6), "b2": draw(84, 3),
+    }, IMAGES),
+    "scanned": (scanned_convolutions, {
+        "w": draw(85, 2, 2, 2, 4, 4), "b": draw(86, 4), "grouped": draw(87, 3, 2, 2, 2, 4),
+        "turned": draw(88, 4, 3), "kernels": draw(90, 3, 2, 2, 2, 4), "own": draw(89, 3, 4),
+    }, IMAGES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_blocks_are_the_gradients_of_examples_in_every_view(name):
+    """Second moments of each matrix; diagonals, too, where an example has one row of each entry."""
+    model, params, inputs = VIEWS[name]
+    objective = ok.composite(model, ok.losses.softmax_cross_entropy)
+    args = (inputs, jnp.arange(N) % 3)
+    layers = find_layers(objective, params, args, single=True)
+    assert layers.reasons == {}
+    if name == "outputs":  # each of them goes with its weight
+        assert all(b.form == "kronecker" for b in layers.layout.blocks)
+    matrices = [b.form == "kronecker" for b in layers.layout.blocks]
+    shapes = [b.shape for b in layers.layout.blocks]
+    bases = [
+        tuple(jnp.broadcast_to(jnp.eye(d), (s[0], d, d)) for d in s[1:]) if is_matrix else None
+        for is_matrix, s in zip(matrices, shapes, strict=True)
+    ]
+    oracle = bind(objective, args)
+
+    @jax.jit
+    def gather(params):
+        moments = second_moments(oracle, params, layers, KEY, bases, source="empirical")[0]
+        found = statistics_by_example(oracle, params, layers, KEY, source="empirical")[0].blocks
+        each = jax.vmap(jax.grad(lambda p, x, y: objective(p, x[None], y[None])), (None, 0, 0))
+        gradients = each(params, *args)
+        return moments, found, jax.vmap(layers.matrices)(gradients), gradients
+
+    moments, found, each, gradients = gather(params)
+    for block, mine, diagonal, definition in zip(
+        layers.layout.blocks, moments, found, each, strict=True
+    ):
+        mean = jnp.mean(definition**2, axis=0)
+        if mine is not None:
+            np.testing.assert_allclose(mine, mean, rtol=1e-10, atol=1e-15)
+        elif name == "biases" and block.shape != (3,):  # which is repeated
+            np.testing.assert_allclose(diagonal.a, mean, rtol=1e-10, atol=1e-15)
+    whole = jax.tree.map(lambda g: g[0], gradients)
+    loose = [jax.tree.leaves(whole)[i] for i in layers.layout.loose]
+    assert difference(layers.assembled(layers.matrices(whole), loose, whole), whole) == 0
+
+
 def test_sampled_factors_have_the_exact_ones_for_their_mean():
     """Of 600 draws every entry's mean is within 5 standard errors: 1 in 10^4 for 60 entries."""
     params = {"free": draw(30, 3), "s": 1 + draw(31, 4), "w": draw(32, 4, 3)}
@@ -274,6 +380,8 @@ def test_a_leaf_without_a_layer_is_named_and_trained():
     with pytest.warns(UserWarning, match=r"kfac has no layer for: params\['free'\]") as seen:
         sol = ok.minimize(objective, params, args=args, method=kfac(), max_steps=40)
     assert len(seen) == 1
+    with pytest.warns(UserWarning, match=r"params\['free'\]"):  # another model with such a leaf
+        kfac().evaluate(bind(ok.composite(with_free_leaf, ok.losses.huber), args), params)
     assert float(sol.value) < 1e-3 * float(objective(params, *args))
     assert float(jnp.abs(sol.params["free"]).max()) > 0.1
     quiet = kfac(0.3, exclude=("free",), fallback=optax.sgd(0.01), adapt=False, damping=0.1)
@@ -357,6 +465,11 @@ def test_static_mistakes_are_named():
     objective = ok.composite(linear, ok.losses.squared_error)
     with pytest.raises(ValueError, match="penalty="):
         ok.minimize(objective, LINEAR, args=(X, X[:, :3]), method=kfac(weight_decay=0.1))
+    noisy = ok.composite(lambda p, x: linear(p, x[0]) * x[1], ok.losses.squared_error)
+    args = ((X, jnp.asarray(2.0)), X[:, :3])
+    for by_example in (ekfac(), ok.optimizers.natural_gradient()):
+        with pytest.raises(TypeError, match=r"along axis 0 .* got shapes \[\(6, 4\), \(\)\]"):
+            ok.minimize(noisy, LINEAR, args=args, method=by_example)
     for wrong in ({"damping": 0.0}, {"momentum": 1.0}, {"stats_every": 0}, {"fallback": "none"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             kfac(**wrong)

@@ -183,6 +183,18 @@ def test_softmax_takes_integer_one_hot_and_soft_labels():
     np.testing.assert_allclose(value(logits, soft), expected, rtol=1e-13)
 
 
+def test_a_class_out_of_range_is_nan_and_may_be_left_out():
+    logits, classes = jnp.asarray([[1.0, -2.0], [0.0, 3.0], [0.5, 0.1]]), jnp.asarray([1, -1, 2])
+    value = losses.softmax_cross_entropy.value
+    np.testing.assert_array_equal(jnp.isnan(value(logits, classes)), [False, True, True])
+    weights = jnp.asarray([1.0, 0.0, 0.0])
+    mean = lambda z: losses.weighted_mean(value(z, classes), weights)  # noqa: E731
+    alone = jax.value_and_grad(lambda z: jnp.sum(value(z, classes[:1])))(logits[:1])
+    found, gradient = jax.value_and_grad(mean)(logits)
+    assert float(found) == float(alone[0])
+    np.testing.assert_array_equal(gradient, jnp.zeros((3, 2)).at[:1].set(alone[1]))
+
+
 def test_a_scalar_example_is_a_batch_of_shape_nothing():
     assert losses.logistic.value(jnp.asarray(0.0), jnp.asarray(1)).shape == ()
     assert losses.softmax_cross_entropy.value(jnp.zeros(4), jnp.asarray(3)).shape == ()
@@ -222,6 +234,9 @@ def test_mismatched_shapes_are_refused_not_broadcast():
         losses.squared_error.value(jnp.zeros((4, 1)), jnp.zeros(4))
     with pytest.raises(ValueError, match="do not fit logits"):
         losses.softmax_cross_entropy.value(jnp.zeros((4, 3)), jnp.zeros((4, 2)))
+    for loss in (losses.squared_error, losses.softmax_cross_entropy):
+        with pytest.raises(TypeError, match=r"the model returned tuple: .* has_aux=True"):
+            loss.value((jnp.zeros((4, 3)), None), jnp.zeros((4, 3)))
 
 
 @pytest.mark.parametrize("penalty", [losses.l2(0.3), losses.smooth_l1(0.3, 0.05)])

@@ -309,6 +309,8 @@ WRONG = {
                "method is int 7: give a name, an Optimizer or an optax transformation"),
     "integer": (lambda: ok.minimize(lambda p: p["w"].sum(), {"w": jnp.arange(3)}), TypeError,
                 r"params\['w'\] is int64: parameters must be floating point"),
+    "key": (lambda: ok.minimize(lambda p: p["w"].sum(), {"w": jax.random.key(0)}), TypeError,
+            r"params\['w'\] is a random key: parameters must be floating point"),
     "complex": (lambda: ok.minimize(lambda x: jnp.abs(x), jnp.asarray(1j)), TypeError,
                 "params is complex128: parameters must be real"),
     "text": (lambda: ok.minimize(lambda x: x, {"a": "b"}), TypeError, r"params\['a'\] is str"),

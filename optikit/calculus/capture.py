@@ -122,7 +122,7 @@ def capture(predict: Callable[[Params, Any], Any], params: Params, inputs: Any) 
     """
     closed, shapes = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    walk = _Walk({}, factors=False)
+    walk = _Walk(None, factors=False)
     given = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
     marks = _first_marks(len(paths), len(given))
 
@@ -151,26 +151,27 @@ def _first_marks(leaves: int, values: int) -> list:
 def _with_biases(walk: "_Walk") -> dict[Key, Site]:
     """The sites, with each bias entered at its layer."""
     sites = dict(walk.sites)
-    for key, layer in walk.added_to.items():
+    for key, (layer, order) in walk.added_to.items():
         if layer not in sites or sites[layer].bias is not None:
             continue
         alone = sum(s.view.leaf == sites[key].view.leaf for s in walk.sites.values()) == 1
         known = not {sites[key].view.leaf, sites[layer].view.leaf} & walk.generic
-        if alone and known and is_bias_of(sites[layer], sites[key]):
+        if alone and known and is_bias_of(sites[layer], sites[key], order):
             sites[layer] = dataclasses.replace(sites[layer], bias=sites[key].view.leaf)
             del sites[key]
     return sites
 
 
 class _Walk:
-    """One re-interpretation of a jaxpr: finding sites where there are none yet, else using them."""
+    """One re-interpretation of a jaxpr: finding the sites where none are given, else using them."""
 
-    def __init__(self, sites: dict[Key, Site], *, factors: bool):
-        self.finding = not sites
-        self.sites = dict(sites)
+    def __init__(self, sites: dict[Key, Site] | None, *, factors: bool):
+        self.finding = sites is None
+        self.sites = dict(sites or {})
         self.factors = factors
         self.generic: set[int] = set()
-        self.added_to: dict[Key, Key] = {}  # shift -> the layer whose output it is added to
+        # shift -> the layer whose output it is added to, and the order of that output's axes
+        self.added_to: dict[Key, tuple[Key, tuple[int, ...]]] = {}
 
     def run(self, jaxpr, consts, args, marks, key: Key, trips: tuple[int, ...], slots):
         """Outputs, their marks, and what was seen at the sites."""
@@ -199,7 +200,10 @@ class _Walk:
             live = [k for k, tag in enumerate(tags) if isinstance(tag, View)]
             name = eqn.primitive.name
             after = [_DATA if _DATA in tags else None] * len(eqn.outvars)
-            if not live:
+            if not live or name == "stop_gradient":
+                turned = _turned(eqn, produced, uses) if self.finding else None
+                if turned is not None:
+                    produced[eqn.outvars[0]] = turned
                 put(eqn.outvars, bind_equation(eqn, ins), after)
             elif (views := _rearranged(eqn, live[0], tags[live[0]])) is not None:
                 put(eqn.outvars, bind_equation(eqn, ins), views)
@@ -217,7 +221,8 @@ class _Walk:
                     other = eqn.invars[1 - live[0]]
                     if KIND[name] == "shift" and uses[other] == 1 and other in produced:
                         self.added_to[here] = produced[other]
-                    produced[eqn.outvars[0]] = here
+                    axes = range(len(eqn.outvars[0].aval.shape))
+                    produced[eqn.outvars[0]] = (here, tuple(axes))
                 out, beside = self._at_site(here, ins, slots)
                 put(eqn.outvars, [out], after)
                 seen.update(beside)
@@ -314,14 +319,20 @@ def _is_variable(v: Any) -> bool:
     return not isinstance(v, jex.Literal)
 
 
+def _negated(view: View) -> View:
+    return dataclasses.replace(view, scale=-view.scale)
+
+
 def _rearranged(eqn, position: int, view: View) -> list[View] | None:
     """Views after an operation that moves or scales the entries of one operand, else None."""
     name = eqn.primitive.name
     rest = [v for i, v in enumerate(eqn.invars) if i != position]
     if any(_is_variable(v) for v in rest):
         return None
+    if name in ("add", "sub"):
+        return [view if name == "add" or position == 0 else _negated(view)]
     if name == "neg":
-        return [dataclasses.replace(view, scale=-view.scale)]
+        return [_negated(view)]
     if name == "mul" or (name == "div" and position == 0):
         factor = float(rest[0].val)
         scale = view.scale * factor if name == "mul" else view.scale / factor
@@ -331,6 +342,17 @@ def _rearranged(eqn, position: int, view: View) -> list[View] | None:
     if name == "convert_element_type" and not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
         return None
     return [view.then(eqn, position, k) for k in range(len(eqn.outvars))]
+
+
+def _turned(eqn: Any, produced: dict, uses: collections.Counter) -> tuple[Key, tuple] | None:
+    """The site whose output is transposed or cast here and used nowhere else, and its axes."""
+    first = eqn.invars[0] if eqn.invars else None
+    if not _is_variable(first) or first not in produced or uses[first] != 1:
+        return None
+    key, order = produced[first]
+    if eqn.primitive.name == "transpose":
+        return key, tuple(order[i] for i in eqn.params["permutation"])
+    return (key, order) if eqn.primitive.name == "convert_element_type" else None
 
 
 def _factored(site: Site):

@@ -18,7 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optikit.calculus.capture import Capture, Key, capture
-from optikit.calculus.objective import Objective, fingerprint, outputs_of, split_data
+from optikit.calculus.objective import (
+    Objective,
+    check_examples,
+    fingerprint,
+    outputs_of,
+    split_data,
+)
 from optikit.calculus.sites import Site, View
 from optikit.core import Params, tree
 
@@ -206,6 +212,7 @@ def one_example(predict: Any) -> Any:
 
 
 def _first(inputs: Any) -> Any:
+    check_examples(inputs)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
 
 

@@ -226,6 +226,22 @@ def example_losses(
     return values, weights
 
 
+def check_examples(inputs: Any) -> None:
+    """That a model may be taken example by example, as far as shapes tell.
+
+    Raises:
+      TypeError: an array of the inputs does not have the examples along axis 0.
+    """
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+    if () in shapes or len({s[0] for s in shapes}) > 1:
+        msg = (
+            "curvature example by example needs the examples along axis 0 of every array of the "
+            f"inputs; got shapes {shapes}: repeat what is shared for each of them (a random key by "
+            "jax.random.split(key, n)), or put it into the model."
+        )
+        raise TypeError(msg)
+
+
 def mean_weights(values: Array, weights: Array | None) -> Float[Array, "..."]:
     """The factor with which each loss value enters the mean; these sum to 1."""
     if weights is None:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from optikit.calculus.columns import COLUMNS_AT_ONCE
 from optikit.calculus.objective import (
     Objective,
+    check_examples,
     example_losses,
     local_energy_of,
     loss_of,
@@ -248,6 +249,7 @@ def _jacobians(
     function: Callable[[Array, Any], Array], flat: Array, data: Any, index: Array
 ) -> Float[Array, "b ... n"]:
     """Each example's Jacobian alone, in reverse mode."""
+    check_examples(data)
 
     def one(i: Array) -> Array:
         example = jax.tree.map(lambda x: jnp.take(jnp.asarray(x), i, axis=0, mode="clip"), data)

@@ -39,6 +39,8 @@ KIND: dict[str, Kind] = {
 class View:
     """scale * a rearrangement of one leaf: through layout operations, and slices of scans.
 
+    A number that is added to it on the way is left out, since no derivative depends on it.
+
     Attributes:
       leaf: its number.
       scale: a constant factor.
@@ -136,8 +138,10 @@ class Site:
             return jnp.transpose(operand, (*batch, *contracted, *free)).reshape(*sizes, -1)
         if self.kind == "conv":
             out, channels, *window = self.eqn.params["dimension_numbers"].rhs_spec
-            ordered = jnp.transpose(operand, (channels, *window, out))
-            return ordered.reshape(1, -1, operand.shape[out])
+            groups = self.eqn.params["feature_group_count"]
+            ordered = jnp.transpose(operand, (out, channels, *window))
+            stack = ordered.reshape(groups, operand.shape[out] // groups, -1)
+            return jnp.swapaxes(stack, 1, 2)
         return operand[None]
 
     def rows(self, others: list, g: Array) -> tuple[Array, Array]:
@@ -213,8 +217,13 @@ class Site:
             numbers,
         )
         example, feature, *space = numbers.out_spec
-        a, g = (jnp.transpose(t, (example, *space, feature)) for t in (patches, g))
-        return a.reshape(1, -1, a.shape[-1]), g.reshape(1, -1, g.shape[-1])
+        groups = params["feature_group_count"]
+
+        def by_group(x: Array) -> Array:  # features stand in the order of their groups
+            rows = jnp.transpose(x, (example, *space, feature))
+            return jnp.swapaxes(rows.reshape(-1, groups, x.shape[feature] // groups), 0, 1)
+
+        return by_group(patches), by_group(g)
 
 
 def _without(items: Any, used: list[int]) -> list[int]:
@@ -235,13 +244,10 @@ def is_linear_site(eqn: Any, position: int, view: View) -> bool:
     if name == "dot_general":
         return not view.spread
     if name == "conv_general_dilated":
-        plain = params["feature_group_count"] == params["batch_group_count"] == 1
-        return plain and position == 1 and not view.spread
+        return params["batch_group_count"] == 1 and position == 1 and not view.spread
     if name == "gather":
         return position == 0 and not view.spread and _takes_rows(eqn)
-    if KIND.get(name) in ("scale", "shift"):
-        return not view.partial
-    return False
+    return KIND.get(name) in ("scale", "shift")
 
 
 def _takes_rows(eqn: Any) -> bool:
@@ -258,36 +264,48 @@ def _takes_rows(eqn: Any) -> bool:
     )
 
 
-def is_bias_of(site: Site, shift: Site) -> bool:
-    """Whether what a shift adds is one number for each output of a dense or convolutional site."""
+def is_bias_of(site: Site, shift: Site, order: tuple[int, ...]) -> bool:
+    """Whether a shift adds to each output of a dense or convolutional site one entry of its leaf.
+
+    Entries have to stand in the order of the outputs, and in the same scans.
+
+    Args:
+      order: for each axis of what the shift is added to, which axis of the site's output it is.
+    """
     out = site.eqn.outvars[0].aval.shape
     if site.kind == "dense":
         batch, _, free = site._axes(site.position)
-        if (
-            batch
-            or site.position != 1
-            or site.view.partial
-            or shift.view.levels != site.view.levels
-        ):
-            return False
-        axes = range(len(out) - len(free), len(out))
+        first = len(batch) if site.position == 0 else len(out) - len(free)
+        axes = [*range(len(batch)), *range(first, first + len(free))]
     elif site.kind == "conv":
         axes = [site.eqn.params["dimension_numbers"].out_spec[1]]
     else:
         return False
-    if shift.view.partial or shift.view.scale != 1 or shift.eqn.primitive.name == "sub":
+    view = shift.view
+    if view.partial or view.scale != 1 or shift.eqn.primitive.name == "sub":
         return False
-    needed = math.prod(out[i] for i in axes)
-    shape, along = shift.eqn.invars[shift.position].aval.shape, list(range(len(out)))
-    local = [s for s in shift.view.steps if s[3] == len(shift.view.levels)]
-    for eqn, position, _, _ in reversed(local):
-        name = eqn.primitive.name
-        if name == "broadcast_in_dim":
-            along = [along[i] for i in eqn.params["broadcast_dimensions"]]
-            shape = eqn.invars[position].aval.shape
-        elif name in ("reshape", "squeeze", "convert_element_type", "copy"):
-            break  # these keep the order of entries
-        else:
-            return False
+    if view.levels != site.view.levels:
+        return False
+    shape, along = shift.eqn.invars[shift.position].aval.shape, list(order)
+    steps = list(view.steps)
+    while steps and steps[-1][3] == len(view.levels):
+        eqn, position, _, _ = steps[-1]
+        if eqn.primitive.name != "broadcast_in_dim":
+            break
+        along = [along[i] for i in eqn.params["broadcast_dimensions"]]
+        shape = eqn.invars[position].aval.shape
+        steps.pop()
     seen = [i for i, n in zip(along, shape, strict=True) if n > 1]
-    return math.prod(shape) == needed and set(seen) <= set(axes)
+    one_each = math.prod(shape) == math.prod(out[i] for i in axes) and set(seen) <= set(axes)
+    return (
+        one_each
+        and seen == sorted(seen)
+        and all(_keeps_order(eqn, position) for eqn, position, _, _ in steps)
+    )
+
+
+def _keeps_order(eqn: Any, position: int) -> bool:
+    """Whether a layout operation leaves the entries in their order, each of them once."""
+    before, after = (math.prod(v.aval.shape) for v in (eqn.invars[position], eqn.outvars[0]))
+    names = ("reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "copy", "copy_p")
+    return before == after and eqn.primitive.name in names

@@ -77,14 +77,29 @@ def from_value(value: Value, *, event_ndim: int = 0, name: str | None = None) ->
 
 def float_targets(outputs: Array, targets: Array) -> Array:
     """Targets as floats of the outputs' dtype; shapes must agree, so that nothing broadcasts."""
-    targets = jnp.asarray(targets)
-    if targets.shape != outputs.shape:
+    targets, shape = jnp.asarray(targets), output_shape(outputs)
+    if targets.shape != shape:
         msg = (
             f"outputs {outputs.shape} and targets {targets.shape} differ in shape: an elementwise "
             "loss compares them entry by entry; reshape one (for instance outputs[:, 0])."
         )
         raise ValueError(msg)
     return targets.astype(outputs.dtype)
+
+
+def output_shape(outputs: Any) -> tuple[int, ...]:
+    """The shape of a model's outputs.
+
+    Raises:
+      TypeError: they are no array.
+    """
+    if hasattr(outputs, "shape"):
+        return outputs.shape
+    msg = (
+        f"the model returned {type(outputs).__name__}: this loss needs one array of outputs; pass "
+        "has_aux=True if it returns a pair (outputs, aux)."
+    )
+    raise TypeError(msg)
 
 
 def sample_labels(loss: Loss, key: Key, outputs: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optikit.core import memoized
-from optikit.losses.base import Loss, float_targets, from_value
+from optikit.losses.base import Loss, float_targets, from_value, output_shape
 
 
 @jax.custom_jvp
@@ -59,23 +59,26 @@ def _log_softmax(logits: Array) -> Array:
 
 def _class_weights(logits: Array, labels: Array) -> Array:
     """Labels as weights over classes, (..., classes): integers become one-hot."""
-    labels = jnp.asarray(labels)
-    if labels.shape == logits.shape and jnp.issubdtype(labels.dtype, jnp.floating):
+    labels, shape = jnp.asarray(labels), output_shape(logits)
+    if labels.shape == shape and jnp.issubdtype(labels.dtype, jnp.floating):
         return labels.astype(logits.dtype)
-    if labels.shape == logits.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
-        return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    if labels.shape == logits.shape:
+    if labels.shape == shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
+        return jax.nn.one_hot(labels, shape[-1], dtype=logits.dtype)
+    if labels.shape == shape:
         return labels.astype(logits.dtype)
     msg = (
-        f"labels {labels.dtype.name}{labels.shape} do not fit logits {logits.shape}: give integer "
-        f"classes of shape {logits.shape[:-1]}, or one-hot or soft labels of shape {logits.shape}."
+        f"labels {labels.dtype.name}{labels.shape} do not fit logits {shape}: give integer "
+        f"classes of shape {shape[:-1]}, or one-hot or soft labels of shape {shape}."
     )
     raise ValueError(msg)
 
 
 def _softmax_value(outputs: Array, targets: Array) -> Array:
     weights = _class_weights(outputs, targets)
-    return -jnp.sum(jnp.where(weights == 0, 0, weights * _log_softmax(outputs)), axis=-1)
+    values = -jnp.sum(jnp.where(weights == 0, 0, weights * _log_softmax(outputs)), axis=-1)
+    if jnp.shape(targets) == outputs.shape:
+        return values
+    return jnp.where(jnp.any(weights != 0, axis=-1), values, jnp.nan)  # no such class
 
 
 def _softmax_curvature(outputs: Array, vectors: Array) -> Array:
@@ -96,7 +99,9 @@ softmax_cross_entropy = Loss(
     event_ndim=1,
     name="softmax_cross_entropy",
 )
-"""-sum_k t_k log softmax(o)_k over the last axis; integer classes, or one-hot or soft labels."""
+"""-sum_k t_k log softmax(o)_k over the last axis; integer classes, or one-hot or soft labels.
+
+NaN for a class out of range: what is to be left out has weight 0."""
 
 
 def _margin(outputs: Array, targets: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from optikit.calculus import Eval, Oracle
+from optikit.calculus import Eval, Objective, Oracle
 from optikit.calculus.layers import Block, Layers, Layout, find_layers
 from optikit.core import Params, Scalar, tree
 from optikit.optimizers.approximation import Approximation, Level, block_mean, mixed
@@ -69,7 +69,10 @@ class Scaling(NamedTuple):
         if layers.reasons:
             named = "; ".join(f"params{path} {why}" for path, why in layers.reasons.items())
             how = f"the {self.fallback}" if isinstance(self.fallback, str) else "the fallback given"
-            _warn_once(f"{self.name} has no layer for: {named}. Instead of factors: {how}.")
+            _warn_once(
+                f"{self.name} has no layer for: {named}. Instead of factors: {how}.",
+                oracle.objective,
+            )
         return layers
 
     @property
@@ -189,6 +192,7 @@ def penalty_curvature(oracle: Oracle, params: Params) -> list[Array]:
 
 
 @functools.lru_cache(maxsize=256)
-def _warn_once(message: str) -> None:
+def _warn_once(message: str, objective: Objective) -> None:
     """A model is traced several times; it is spoken of once."""
+    del objective
     warnings.warn(message, stacklevel=3)
