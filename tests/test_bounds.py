@@ -102,6 +102,21 @@ def test_newton_is_as_fast_as_without_bounds_once_the_face_is_found():
     assert int(solved("newton", "logistic").steps) <= 10
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_first_step_of_limited_memory_fits_the_box_in_any_units(dtype):
+    def scaled(x, u):
+        return rosenbrock(x / u)
+
+    for u in (1e-8, 1.0, 1e8):
+        lower, upper = (u * jnp.array(v, dtype) for v in ([-2.0, -2.0], [0.8, 2.0]))
+        sol = ok.minimize(
+            scaled, u * jnp.array([-1.2, 1.0], dtype), args=(jnp.asarray(u, dtype),),
+            method="lbfgs", bounds=(lower, upper),
+        )  # fmt: skip
+        assert bool(sol.success), (u, sol)
+        assert float(sol.value) == pytest.approx(0.04, rel=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_point_is_inside_monotone_and_billed(method):
     """Callbacks at the door and in the objective, executed by the compiled program."""

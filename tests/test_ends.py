@@ -60,7 +60,7 @@ def test_a_straight_fall_is_unbounded_before_squares_overflow(method):
     assert int(sol.status) == Status.UNBOUNDED
 
 
-@pytest.mark.parametrize("method", ["newton-cg", "trust-region", "lbfgs", "bfgs"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_that_was_cut_promises_what_lies_beyond(method):
     """Where parameters count in 10^12, a step of length one gains nothing, and is not the end."""
 
@@ -68,9 +68,24 @@ def test_a_step_that_was_cut_promises_what_lies_beyond(method):
         u = 1e-12 * x
         return jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (u - 1) ** 2) + jnp.sum((u - 1) ** 4)
 
-    sol = ok.minimize(far, jnp.zeros(3), method=method)
+    for start in (0.0, 5e12):
+        sol = ok.minimize(far, jnp.full(3, start), method=method)
+        assert bool(sol.success)
+        np.testing.assert_allclose(1e-12 * sol.params, 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "trust-region"])
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_without_gradient_or_negative_curvature_it_is_over(method, unit):
+    """A probe of the curvature is no step: none is promised, and none is taken."""
+
+    def bowl(x, u):
+        return jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (x / u - 1) ** 2)
+
+    sol = ok.minimize(bowl, jnp.full(3, unit), method=method, args=(unit,))
     assert bool(sol.success)
-    np.testing.assert_allclose(1e-12 * sol.params, 1, rtol=1e-4)
+    assert int(sol.steps) == 1
+    np.testing.assert_array_equal(sol.params, unit)
 
 
 def test_a_kink_is_no_end_at_precision():

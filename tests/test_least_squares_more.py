@@ -15,7 +15,7 @@ import optikit as ok
 from optikit.calculus import bind
 from optikit.core import Status, as_box
 from optikit.linalg.damped_step import LinearModel, scaled_by, within
-from optikit.linalg.least_squares import column_norms
+from optikit.linalg.least_squares import column_norms, gauss_newton_step
 from optikit.losses.robust import ROBUST, SMALLEST_SHARE
 from optikit.optimizers import BOUNDED, bounded_levenberg_marquardt, levenberg_marquardt
 from optikit.solve.least_squares import residual_criterion
@@ -541,3 +541,162 @@ def test_derivatives_through_every_bounded_method_under_vmap(name):
     for found in (f(at) for f in both):
         np.testing.assert_allclose(found, (ahead - behind) / (2 * step), atol=1e-6)
     np.testing.assert_array_equal(ahead[:, 0], 1.0)
+
+
+UNITS = [(1.0, 1.0), (1e8, 1.0), (1e-8, 1.0), (1.0, 1e8), (1.0, 1e-8), (1e8, 1e-8)]
+"""Of the parameters, and of the residuals."""
+
+
+def in_units(residual):
+    return lambda p, u, v: v * residual(p / u)
+
+
+def freudenstein_roth(p):
+    """At its minimum of large residual the columns of J are parallel."""
+    x, y = p[0], p[1]
+    return jnp.stack([-13 + x + ((5 - y) * y - 2) * y, -29 + x + ((y + 1) * y - 14) * y])
+
+
+@pytest.mark.parametrize("bounds", [None, (None, None)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_parameter_without_influence_does_not_hide_the_others(bounds, dtype):
+    def idle(p):
+        return jnp.stack([p[0] - 1, p[0] ** 2 - 1, p[0] + 0 * p[1]])
+
+    expected = optimize.least_squares(idle, np.array([3.0, 3.0]), **TIGHT).x[0]
+    for u, v in UNITS:
+        args = (jnp.asarray(u, dtype), jnp.asarray(v, dtype))
+        start = jnp.full(2, 3 * u, dtype)
+        sol = ok.least_squares(in_units(idle), start, args=args, bounds=bounds)
+        assert bool(sol.success)
+        assert float(sol.params[0]) / u == pytest.approx(expected, rel=1e-3)
+        assert float(sol.params[1]) == pytest.approx(3 * u)
+
+
+@pytest.mark.parametrize("bounds", [None, (None, None)])
+def test_squares_of_a_jacobian_may_overflow(bounds):
+    """The columns of J are 10^21, their squares infinite in float32."""
+
+    def walled(p, u):
+        return jnp.stack([jnp.exp(p[0] / u) - 1, p[1] / u - 1])
+
+    u = jnp.asarray(1e-8, jnp.float32)
+    start = u * jnp.array([30.0, 3.0], jnp.float32)
+    sol = ok.least_squares(walled, start, args=(u,), bounds=bounds)
+    assert bool(sol.success)
+    assert float(sol.value) < 1e-10
+
+
+@pytest.mark.parametrize("bounds", [None, (None, None)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_singular_minimum_of_large_residual_is_told_in_any_units(bounds, dtype):
+    for u, v in UNITS:
+        args = (jnp.asarray(u, dtype), jnp.asarray(v, dtype))
+        start = u * jnp.array([0.5, -2.0], dtype)
+        sol = ok.least_squares(in_units(freudenstein_roth), start, args=args, bounds=bounds)
+        assert bool(sol.success), sol
+        assert float(sol.value) / v**2 == pytest.approx(24.49213, rel=1e-5)
+
+
+def test_a_direction_far_too_long_is_not_taken_for_noise():
+    """Where J is nearly singular, a part of 10^-9 of the Gauss-Newton step still goes too far."""
+    sol = ok.least_squares(freudenstein_roth, jnp.array([0.5, -2.0]), method="gauss-newton")
+    jacobian = jax.jacobian(freudenstein_roth)(sol.params)
+    slopes = np.abs(sol.grad) / np.linalg.norm(jacobian, axis=0)
+    assert not bool(sol.success) or np.max(slopes) <= 1e-6 * np.sqrt(2 * float(sol.value))
+
+
+def test_the_dogleg_does_not_depend_on_the_units_of_the_residuals():
+    start = jnp.array([0.5, -2.0], jnp.float32)
+    for v in (1.0, 1e8, 1e-8):
+        args = (jnp.ones((), jnp.float32), jnp.asarray(v, jnp.float32))
+        sol = ok.least_squares(in_units(freudenstein_roth), start, args=args, method="dogleg")
+        assert bool(sol.success)
+        assert float(sol.value) / v**2 == pytest.approx(24.49213, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gauss-newton", "dogleg"])
+def test_no_parameter_is_forgotten_beside_a_large_one(method):
+    """The last step still moves the first parameter by half of its size."""
+
+    def mixed(p):
+        return jnp.stack([jnp.sqrt(p[0]) - 1e-3, p[1] - 1])
+
+    sol = ok.least_squares(mixed, jnp.array([5.0, 0.0], jnp.float32), method=method)
+    assert bool(sol.success)
+    assert float(sol.params[0]) == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_units_do_not_decide_the_rank():
+    rng = np.random.default_rng(0)
+    j, r = rng.normal(size=(8, 4)), rng.normal(size=8)
+    for dtype in (np.float32, np.float64):
+        units = np.array([1.0, 2.0**-30, 2.0**30, 2.0**-60], dtype)  # exact
+        for matrix in (j, j[:, [0, 1, 2, 0]]):
+            plain, scaled = (
+                gauss_newton_step(jnp.asarray(m.astype(dtype)), jnp.asarray(r.astype(dtype)))
+                for m in (matrix, matrix.astype(dtype) * units)
+            )
+            np.testing.assert_allclose(scaled * units, plain, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bounds", [None, (None, None)])
+@pytest.mark.parametrize("power", [2, 3])
+def test_a_sum_of_squares_that_has_vanished_is_a_success(bounds, power):
+    for dtype in (jnp.float32, jnp.float64):
+        start = jnp.array([3.0, 1.0], dtype)
+        sol = ok.least_squares(lambda p: p**power, start, bounds=bounds)
+        assert bool(sol.success), sol
+        assert float(sol.value) <= float(jnp.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize(("residual", "error", "message"), [
+    (lambda p: None, ValueError, "returned no residuals"),
+    (lambda p: jnp.arange(3), TypeError, "returned int64 residuals: they must be real"),
+    (lambda p: jax.lax.complex(p, p), TypeError, "returned complex128 residuals: they must be real"),
+])  # fmt: skip
+def test_residuals_that_are_no_real_numbers_are_told(residual, error, message):
+    for bounds in (None, (None, None)):
+        with pytest.raises(error, match=message):
+            ok.least_squares(residual, jnp.ones(3), bounds=bounds)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, np.array([2.0, 5.0]))])
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+def test_parameters_and_residuals_of_two_precisions(bounds, dtypes):
+    start = jnp.ones(2, dtypes[0])
+    with jax.numpy_dtype_promotion("standard"):
+        sol = ok.least_squares(lambda p: p.astype(dtypes[1]) - 3, start, bounds=bounds)
+    assert bool(sol.success)
+    assert sol.params.dtype == dtypes[0]
+    np.testing.assert_allclose(sol.params, [3 if bounds is None else 2, 3], rtol=1e-6)
+
+
+def test_a_small_part_in_an_undetermined_direction_is_no_finite_error():
+    """The null vector is (1, -1, 10^-5, 0)."""
+    a, b, c = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0].T
+    matrix = jnp.asarray(np.stack([a, a + 1e-5 * b, b, c], axis=1))
+    found = ok.parameter_covariance(lambda p: matrix @ p - 1, jnp.zeros(4))
+    assert int(found.rank) == 3
+    np.testing.assert_array_equal(np.isinf(found.standard_errors), [True, True, True, False])
+
+
+def test_standard_errors_are_right_where_squares_overflow():
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
+    plain = ok.parameter_covariance(lambda p: matrix @ p - 1, jnp.zeros(3))
+    for unit in (1e200, 1e-200):
+        found = ok.parameter_covariance(lambda p, u: matrix @ (u * p) - 1, jnp.zeros(3), (unit,))
+        assert bool(found.full_rank)
+        np.testing.assert_allclose(
+            np.asarray(found.standard_errors) * unit, plain.standard_errors, rtol=1e-9
+        )
+
+
+def test_the_condition_of_no_column_and_of_a_zero_one():
+    def fit(p):
+        return jnp.stack([p[0], p[0], 0 * p[1]]) - 1
+
+    held = ok.parameter_covariance(fit, jnp.zeros(2), bounds=(0.0, 1.0))
+    assert float(held.condition) == 1
+    assert bool(held.full_rank)
+    assert float(ok.parameter_covariance(fit, jnp.zeros(2)).condition) == np.inf

@@ -29,6 +29,7 @@ from optikit.calculus.objective import residual_vector
 from optikit.calculus.validate import as_args, as_params
 from optikit.core import Box, Params, Scalar, as_box, tree
 from optikit.core.tree import HIGHEST
+from optikit.linalg.least_squares import column_norms
 from optikit.losses.robust import Robust
 from optikit.solve.least_squares import as_squares
 
@@ -47,7 +48,7 @@ class ParameterCovariance:
         Of a robust loss what takes its place.
       dof: degrees of freedom, the number of residuals (of weight above 0) less the rank.
       rank: of the Jacobian of the free parameters with its columns scaled to unit length.
-      condition: the largest over the smallest singular value of that matrix.
+      condition: the largest over the smallest singular value of that matrix; 1 without any.
       free: how many parameters no bound holds.
     """
 
@@ -129,7 +130,8 @@ def parameter_covariance(
     estimated = _variance(objective, r, n, rank, dof)
     used = estimated if variance is None else jnp.asarray(variance, r.dtype)
     unit = jnp.matmul(inverse_root, inverse_root.T, precision=HIGHEST)
-    deviations = jnp.where(undetermined, jnp.inf, jnp.sqrt(used * jnp.diagonal(unit)))
+    spread = jnp.sqrt(used) * column_norms(inverse_root.T)
+    deviations = jnp.where(undetermined, jnp.inf, spread)
     unravel = ravel_pytree(params)[1]
     errors = unravel(jnp.where(held, 0, deviations))
     return ParameterCovariance(used * unit, errors, used, dof, rank, condition, free)
@@ -172,17 +174,21 @@ def _variance(
 def _inverse_root(jacobian: Float[Array, "m n"], free: Int[Array, ""]):
     """W with W W^T the (pseudo-)inverse of J^T J, the rank, the condition, who is undetermined."""
     m, n = jacobian.shape
-    norms = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
+    norms = column_norms(jacobian)
     d = jnp.where(norms > 0, norms, 1)
-    _, values, vt = jnp.linalg.svd(jacobian / d[None, :], full_matrices=False)
+    _, values, vt = jnp.linalg.svd(jacobian / d[None, :], full_matrices=m < n)
+    values = jnp.pad(values, (0, n - values.size))
     largest = jnp.max(values, initial=0)
-    kept = values > max(m, n) * tree.eps(jacobian.dtype) * largest
+    eps = tree.eps(jacobian.dtype)
+    kept = values > max(m, n) * eps * largest
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     rank = jnp.sum(kept, dtype=jnp.int32)
-    # a parameter's share in the row space; what is missing from 1 lies in the null space
-    share = jnp.sum(jnp.where(kept[:, None], vt, 0) ** 2, axis=0)
-    undetermined = share < 1 - tree.eps(jacobian.dtype) ** 0.5
+    # rounding turns the null space by eps over the gap that sets it apart
+    gap = jnp.min(jnp.where(kept, values, largest)) / jnp.where(largest > 0, largest, 1)
+    turned = jnp.minimum(8 * max(m, n) * eps / jnp.where(gap > 0, gap, 1), eps**0.25)
+    undetermined = column_norms(jnp.where(kept[:, None], 0, vt)) > turned
     # held columns are zero, and their singular values the last
-    smallest = values[jnp.clip(free - 1, 0, values.size - 1)]
-    condition = jnp.where(free > m, jnp.inf, largest / smallest)
+    smallest = values[jnp.maximum(free - 1, 0)]
+    condition = jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest))
+    condition = jnp.where(free == 0, 1, condition)
     return vt.T * inverse[None, :] / d[:, None], rank, condition, undetermined

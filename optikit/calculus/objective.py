@@ -151,6 +151,7 @@ def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Sc
         return result if objective.has_aux else (result, None)
     if objective.kind == "residuals":
         r, aux = _split(objective, objective.fun(params, *args))
+        check_residuals(objective, r)
         robust = objective.robust
         value = tree.vdot(r, r) / 2 if robust is None else _robust_cost(robust, r)
     elif objective.kind == "variational":
@@ -162,6 +163,27 @@ def value_and_aux(objective: Objective, params: Params, args: tuple) -> tuple[Sc
     if objective.penalty is not None:
         value = value + objective.penalty.value(params).astype(value.dtype)
     return value, aux
+
+
+def check_residuals(objective: Objective, r: PyTree) -> None:
+    """Refuse residuals that are none, or no real numbers.
+
+    Raises:
+      TypeError: they are not real floating point.
+      ValueError: there are none.
+    """
+    leaves = jax.tree.leaves(r)
+    if sum(jnp.size(leaf) for leaf in leaves) == 0:
+        msg = f"{fingerprint(objective)} returned no residuals: there is nothing to fit."
+        raise ValueError(msg)
+    for leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            msg = (
+                f"{fingerprint(objective)} returned {dtype.name} residuals: they must be real "
+                "floating point. Split complex ones into real and imaginary parts."
+            )
+            raise TypeError(msg)
 
 
 def _robust_cost(robust: Robust, r: PyTree) -> Scalar:
@@ -268,11 +290,9 @@ def residual_vector(objective: Objective) -> Callable[..., Float[Array, " m"]] |
     if objective.kind == "residuals":
 
         def data_part(params, *args):
-            r = tree.ravel(_split(objective, objective.fun(params, *args))[0])
-            if r.size == 0:
-                msg = f"{fingerprint(objective)} returned no residuals: there is nothing to fit."
-                raise ValueError(msg)
-            return r
+            found, _ = _split(objective, objective.fun(params, *args))
+            check_residuals(objective, found)
+            return tree.ravel(found)
 
     elif loss is not None and loss.residual is not None:
         each = loss.residual

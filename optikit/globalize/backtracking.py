@@ -74,7 +74,9 @@ def backtracking(
         slope = direction.slope
         bend = jnp.minimum(direction.curvature, 0) / 2
         slack = noise(at.value)
-        short = tree.eps(dtype) ** 0.5
+        ahead, here = (tree.norm(v).astype(dtype) for v in (direction.step, at.params))
+        # of the direction, and of the parameters: one far too long shows no noise, but curvature
+        short = tree.eps(dtype) ** 0.5 * jnp.minimum(1, here / jnp.where(ahead > 0, ahead, 1))
 
         def running(c: _Run) -> Array:
             return ~c.accepted & (c.trials < max_trials)
@@ -91,8 +93,8 @@ def backtracking(
             enough = rise <= c1 * (t * slope + t**2 * bend)
             if gradients:
                 # (2 c1 - 1) slope >= slope at t: implied by Armijo on a quadratic, but free of f
-                here = tree.vdot(trial.grad, direction.step).astype(dtype)
-                flatter = (here <= (2 * c1 - 1) * slope) & (here >= 0.9 * slope)
+                there = tree.vdot(trial.grad, direction.step).astype(dtype)
+                flatter = (there <= (2 * c1 - 1) * slope) & (there >= 0.9 * slope)
                 enough |= (rise <= jnp.where(c.again, c.noise, slack)) & flatter & (slope < 0)
             again = shown & (heard > slack) & ~c.tried_again if gradients else c.again
             return _Run(

@@ -70,8 +70,9 @@ def cubic_regularization(
             usable = jnp.isfinite(fitted) & (extra > 0)
             higher = jnp.clip(jnp.where(usable, fitted, 10), 2, 10)
             lower = jnp.clip(jnp.where(usable, fitted, 0.5), 0.1, 0.5)
-            trusted = seen.good & ~seen.in_noise
-            factor = jnp.where(seen.poor, higher, jnp.where(trusted, lower, 1))
+            # a decrease of rounding size fits no weight: the step was too short to tell
+            lower = jnp.where(seen.in_noise, 0.1, lower)
+            factor = jnp.where(seen.poor, higher, jnp.where(seen.good, lower, 1))
             # a weight that no longer matters is left alone: many trials would bring it back
             idle = extra <= NEGLIGIBLE * direction.predicted
             factor = jnp.where(idle, jnp.maximum(factor, 1), factor)

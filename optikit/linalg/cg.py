@@ -89,8 +89,11 @@ def conjugate_gradients(
             factor = jnp.where(lost, 0.1 * length / jnp.where(size > 0, size, 1), 1)
             s = tree.scale(factor, found)
             measured = None if change is None else factor * tree.norm(run.s).astype(dtype)
+            # without gradient or negative curvature the model's minimum is here
+            at_rest = (tree.max_abs(at.grad) == 0) & run.convex
+            s = tree.where(at_rest, tree.zeros_like(s), s)
             slope = tree.vdot(at.grad, s).astype(dtype)
-            curvature = factor**2 * curvature
+            curvature = jnp.where(at_rest, 0, factor**2 * curvature)
             bottom = run.beyond.astype(dtype) - (slope + curvature / 2)
             counts = times(run.iterations, op.price)
             return Direction(

@@ -182,5 +182,5 @@ def decrease(scaled: Scaled, damped: Damped) -> Scalar:
 
 
 def norm(v: Array) -> Scalar:
-    """|v|, as it is."""
-    return jnp.sqrt(jnp.sum(v**2))
+    """|v|, safe against overflow and underflow of the squares."""
+    return column_norms(v[:, None])[0]

@@ -81,8 +81,10 @@ def _from_jacobian(double: bool, oracle: Oracle, at: Eval, kind: CurvatureKind, 
     del oracle, kind, key
     r, jacobian = at.local
     gradient, unravel = ravel_pytree(at.grad)
-    moved = jnp.matmul(jacobian, gradient, precision=HIGHEST)
-    cauchy = -_ratio(jnp.vdot(gradient, gradient), jnp.vdot(moved, moved)) * gradient
+    size = tree.norm(gradient)
+    steepest = _ratio(gradient, size)  # a square of the gradient might under- or overflow
+    moved = tree.norm(jnp.matmul(jacobian, steepest, precision=HIGHEST))
+    cauchy = -_ratio(_ratio(size, moved), moved) * steepest
     newton = gauss_newton_step(jacobian, r)
 
     def curvature(s: Array) -> Scalar:
@@ -168,5 +170,5 @@ def _model(
     return Model(propose, counts)
 
 
-def _ratio(a: Scalar, b: Scalar) -> Scalar:
+def _ratio(a: Array, b: Scalar) -> Array:
     return a / jnp.where(b > 0, b, 1)

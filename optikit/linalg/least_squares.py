@@ -23,7 +23,7 @@ def qr() -> Subproblem:
     """The Gauss-Newton step min |r + J s| as a Subproblem for residuals; the radius is ignored.
 
     Full rank: Householder QR, 2 m n^2 flops. Rank-deficient, or fewer residuals than parameters:
-    the minimum-norm step by SVD. Cost: nothing beyond the evaluation, which is one jacobian.
+    the step of least norm, by SVD. Cost: nothing beyond the evaluation, which is one jacobian.
     """
 
     def prepare(oracle: Oracle, at: Eval, kind: CurvatureKind, key: Key) -> Model:
@@ -70,20 +70,25 @@ def evaluate_residuals(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
 
 
 def gauss_newton_step(jacobian: Float[Array, "m n"], r: Float[Array, " m"]) -> Float[Array, " n"]:
-    """Argmin |r + J s|, of minimum norm where J is rank-deficient."""
+    """Argmin |r + J s|: of least |s| where J is wide, of least |D s| where it is not of full rank.
+
+    D_j = |J_j|, and the rank is that of J D^-1: the units of the parameters do not decide it.
+    """
     m, n = jacobian.shape
     if m < n:
         return _minimum_norm_step(jacobian, r)
-    q, upper = jnp.linalg.qr(jacobian)
+    norms = column_norms(jacobian)
+    d = jnp.where(norms > 0, norms, 1)
+    scaled = jacobian / d[None, :]
+    q, upper = jnp.linalg.qr(scaled)
     pivots = jnp.abs(jnp.diagonal(upper))
-    threshold = max(m, n) * tree.eps(jacobian.dtype)
-    full_rank = jnp.min(pivots) > threshold * jnp.max(pivots)
+    full_rank = jnp.min(pivots) > max(m, n) * tree.eps(jacobian.dtype) * jnp.max(pivots)
 
     def direct() -> Array:
         projected = jnp.matmul(r, q, precision=HIGHEST)
         return -jax.scipy.linalg.solve_triangular(upper, projected)
 
-    return lax.cond(full_rank, direct, lambda: _minimum_norm_step(jacobian, r))
+    return lax.cond(full_rank, direct, lambda: _minimum_norm_step(scaled, r)) / d
 
 
 def _minimum_norm_step(jacobian: Array, r: Array) -> Array:
@@ -94,5 +99,7 @@ def _minimum_norm_step(jacobian: Array, r: Array) -> Array:
 
 
 def column_norms(jacobian: Float[Array, "m n"]) -> Float[Array, " n"]:
-    """|J_j| for every column j."""
-    return jnp.sqrt(jnp.sum(jacobian**2, axis=0))
+    """|J_j| for every column j, safe against overflow and underflow of the squares."""
+    largest = jnp.max(jnp.abs(jacobian), axis=0, initial=0)
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return safe * jnp.sqrt(jnp.sum((jacobian / safe[None, :]) ** 2, axis=0))

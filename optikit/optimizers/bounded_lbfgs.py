@@ -10,6 +10,7 @@ Newton-type methods in machine learning", section 3, for the two metrics with li
 
 from typing import NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -70,10 +71,11 @@ def _lbfgs_inside(box: Box, memory: int, max_trials: int) -> Optimizer:
         return box.stationarity(at.params, at.grad).astype(at.value.dtype)
 
     def init(at: Eval) -> BoundedLbfgsState:
-        gradient = ravel_pytree(box.projected_gradient(at.params, at.grad))[0]
+        gradient = ravel_pytree(at.grad)[0]
         pairs = jnp.zeros((memory, gradient.size), gradient.dtype)
         newest = jnp.asarray(memory - 1, jnp.int32)
-        return BoundedLbfgsState(pairs, pairs, newest, first_scale(gradient), jnp.asarray(False))
+        scale = first_scale_in(box, at).astype(gradient.dtype)
+        return BoundedLbfgsState(pairs, pairs, newest, scale, jnp.asarray(False))
 
     def step(oracle: Oracle, at: Eval, state: BoundedLbfgsState, key: Key):
         del key
@@ -99,6 +101,21 @@ def _lbfgs_inside(box: Box, memory: int, max_trials: int) -> Optimizer:
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, measure=measure, monotone=True, name="lbfgs")
+
+
+def first_scale_in(box: Box, at: Eval) -> Scalar:
+    """The length of the first step per unit of gradient, of those parameters that can move.
+
+    That of `first_scale`, but long enough to be seen in the parameters, and no longer than the box.
+    """
+    projected = box.projected_gradient(at.params, at.grad)
+    free = jax.tree.map(lambda p, g: jnp.where(p != 0, g, 0), projected, at.grad)
+    size = tree.norm(free)
+    safe = jnp.where(size > 0, size, 1)
+    seen = tree.eps(size.dtype) ** 0.5 * tree.norm(at.params) / safe
+    scale = jnp.maximum(first_scale(ravel_pytree(free)[0]), seen)
+    reached = tree.norm(box.projected_gradient(at.params, tree.scale(scale, free)))
+    return jnp.where(reached > 0, jnp.minimum(scale, reached / safe), scale)
 
 
 def _two_loop(state: BoundedLbfgsState, free: Bool[Array, " n"], g: Array) -> Array:

@@ -36,6 +36,7 @@ from optikit.optimizers.levenberg_marquardt import (
     evaluate,
     initial,
     rounding,
+    vanished,
 )
 from optikit.optimizers.protocol import Bounded, Optimizer, StepInfo
 
@@ -88,13 +89,13 @@ def _inside(
 
     def step(oracle: Oracle, at: Eval, state: LevenbergMarquardtState, key: Key):
         del key
-        x, unravel = ravel_pytree(at.params)
-        lower, upper = map(tree.ravel, box)
+        params, unravel = ravel_pytree(at.params)
         dtype = at.value.dtype
-        tolerance = (1e-10 if x.dtype.itemsize > 4 else 1e-4) if tol is None else tol
+        x, lower, upper = (v.astype(dtype) for v in (params, *map(tree.ravel, box)))
+        tolerance = (1e-10 if params.dtype.itemsize > 4 else 1e-4) if tol is None else tol
         known = jnp.maximum(state.scaling, column_norms(at.local.upper))
         d = jnp.where(known > 0, known, 1)
-        reach = norm(d * x).astype(dtype)
+        reach = norm(known * x).astype(dtype)
         bound = jnp.where(jnp.isfinite(state.control), state.control, rule.first(reach))
         pressed = _pressed(at, lower, upper)
         boxed = _within_box(at.local, x, d, lower, upper, pressed, bound)
@@ -104,12 +105,13 @@ def _inside(
         predicted = -(slope + jnp.vdot(moved, moved, precision=HIGHEST) / 2).astype(dtype)
         inside = jnp.clip(x + boxed.step / d, lower, upper)
         vector = jnp.where(boxed.held, boxed.goal, inside)
-        point = unravel(vector)
+        point = unravel(vector.astype(params.dtype))
         value = oracle.value(point)
 
         full = boxed.damping <= 0
         before, length = _slope(at, pressed), jnp.sqrt(2 * at.value)
         over = (before <= tolerance * length) & full & (predicted <= tolerance**2 * at.value)
+        over |= vanished(at)
         actual, finite = at.value - value, jnp.isfinite(value)
         noise = rounding(at)
         in_noise = (jnp.abs(actual) <= noise.trial) & (predicted <= noise.trial)
@@ -133,9 +135,8 @@ def _inside(
         promised = jnp.where(full, predicted, jnp.sum(at.local.projected**2).astype(dtype) / 2)
         resolved = (promised <= noise.value) & ((idle >= PATIENCE) | (rejected >= 3))
         drifting = idle >= IDLE_STEPS
-        nearly = (promised <= 8 * noise.trial) | (after**2 <= noise.value)
         least_slope = jnp.minimum(state.least, after)
-        nearly |= (promised <= 1e3 * noise.trial) & (least_slope**2 <= noise.trial)
+        nearly = (promised <= 8 * noise.trial) | (least_slope**2 <= noise.trial)
         exhausted = resolved | (drifting & nearly)
         scaling = jnp.maximum(known, column_norms(new.local.upper))
         # a parameter on its bound may well take the influence of others away

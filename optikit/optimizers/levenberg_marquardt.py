@@ -137,7 +137,7 @@ def levenberg_marquardt(
         tolerance = (1e-10 if x.dtype.itemsize > 4 else 1e-4) if tol is None else tol
         known = jnp.maximum(state.scaling, column_norms(at.local.upper))
         d = jnp.where(known > 0, known, 1)
-        reach = norm(d * x.astype(d.dtype)).astype(dtype)
+        reach = norm(known * x.astype(d.dtype)).astype(dtype)
         control = jnp.where(jnp.isfinite(state.control), state.control, rule.first(reach))
         scaled, projected = scaled_by(at.local, d), at.local.projected
         damped = rule.propose(scaled, projected, control)
@@ -182,10 +182,9 @@ def levenberg_marquardt(
         stationary = _steepest(at) <= tolerance * jnp.sqrt(2 * at.value)
         resolved = (left <= noise.projected) | (promised <= noise.value)
         resolved |= full & (predicted <= noise.value) & stationary
-        nearly = (promised <= 8 * noise.trial) | (steepest**2 <= noise.value)
         # steps that zigzag about a minimum of large residual are now near to it, now less so
         least_slope = jnp.minimum(state.least, steepest)
-        nearly |= (promised <= 1e3 * noise.trial) & (least_slope**2 <= noise.trial)
+        nearly = (promised <= 8 * noise.trial) | (least_slope**2 <= noise.trial)
         drifting = idle >= IDLE_STEPS
         # a saddle is left in steps that the value does not show and that raise the slope
         enough = jnp.where(left <= noise.projected, 1, PATIENCE)
@@ -235,7 +234,7 @@ def levenberg_marquardt(
 def initial(at: Eval) -> LevenbergMarquardtState:
     """The state before the first step, of any evaluation: it needs no Jacobian."""
     zero, infinite = jnp.asarray(0, jnp.int32), jnp.full((), jnp.inf, at.value.dtype)
-    unknown = jnp.zeros_like(ravel_pytree(at.params)[0])
+    unknown = jnp.zeros(tree.size(at.params), at.value.dtype)
     slow = jnp.full_like(infinite, 2)
     no = jnp.asarray(False)
     return LevenbergMarquardtState(infinite, slow, unknown, infinite, zero, zero, no)
@@ -277,7 +276,12 @@ def rounding(at: Eval) -> Noise:
 
 def _orthogonal(at: Eval, tolerance: float) -> Bool[Array, ""]:
     size = norm(at.local.projected).astype(at.value.dtype)
-    return size <= tolerance * jnp.sqrt(2 * at.value)
+    return (size <= tolerance * jnp.sqrt(2 * at.value)) | vanished(at)
+
+
+def vanished(at: Eval) -> Bool[Array, ""]:
+    """Whether the sum of squares is zero, or too small for its digits to mean anything."""
+    return at.value <= jnp.finfo(at.value.dtype).tiny
 
 
 def _steepest(at: Eval) -> Scalar:
@@ -295,4 +299,4 @@ def alive(at: Eval, scaling: Array) -> Bool[Array, ""]:
     """
     norms = column_norms(at.local.upper)
     lost = (norms <= tree.eps(norms.dtype) ** 2 * scaling) & (scaling > 0)
-    return (jnp.any(norms > 0) & ~jnp.any(lost)) | (at.value == 0)
+    return (jnp.any(norms > 0) & ~jnp.any(lost)) | vanished(at)

@@ -23,7 +23,7 @@ from optikit.core.tree import HIGHEST
 from optikit.globalize.search import Trials, secant_left, verdict
 from optikit.linalg.exact import decomposed, measured_in, proposal
 from optikit.optimizers.protocol import Optimizer, StepInfo
-from optikit.optimizers.quasi_newton import first_scale, is_curved, spent
+from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, is_curved, spent
 
 
 class Sr1State(NamedTuple):
@@ -111,7 +111,8 @@ def sr1(
             foreseen = jnp.matmul(matrix, step, precision=HIGHEST)
             usual = jnp.linalg.norm(gradient) + jnp.linalg.norm(foreseen)
             near = jnp.linalg.norm(y) <= 10 * usual
-            learnt = _updated(c.model, step, y, seen.finite & (seen.accepted | near), skip)
+            usable = seen.finite & (seen.accepted | near)
+            learnt = _updated(c.model, step, y, jnp.linalg.norm(gradient), usable, skip)
             return _Run(
                 learnt._replace(radius=new, units=units),
                 trial,
@@ -146,25 +147,34 @@ def sr1(
     return Optimizer(init, step, monotone=True, learns=True, name="sr1")
 
 
-def _updated(model: Sr1State, s: Array, y: Array, finite: Bool[Array, ""], skip: float) -> Sr1State:
-    """B + r r^T / <r, s> with r = y - B s, unless <r, s> is nothing against |r| |s|."""
+def _updated(
+    model: Sr1State, s: Array, y: Array, steepness: Scalar, finite: Bool[Array, ""], skip: float
+) -> Sr1State:
+    """B + r r^T / <r, s> with r = y - B s, unless <r, s> is nothing against |r| |s|.
+
+    A first step too short to turn the gradient beyond its rounding teaches no more than to step
+    farther.
+    """
     s, y = jnp.where(finite, s, 0), jnp.where(finite, y, 0)
-    rescale = finite & model.fresh & is_curved(s, y)
+    first = finite & model.fresh
+    eps = tree.eps(s.dtype)
+    short = first & (jnp.linalg.norm(y) <= 8 * eps * steepness)
+    rescale = first & ~short & is_curved(s, y)
     sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)
     # a little above BFGS's first scale <y, y> / <s, y>, from which the update would be singular
     matrix = jnp.where(
         rescale,
         1.1 * yy / jnp.where(rescale, sy, 1) * jnp.eye(s.size, dtype=s.dtype),
-        model.matrix,
+        jnp.where(short, model.matrix / OVERSHOOT, model.matrix),
     )
     r = y - jnp.matmul(matrix, s, precision=HIGHEST)
     denominator = jnp.vdot(r, s)
     size = jnp.linalg.norm(r)
     # a residual of rounding size has nothing to teach either
-    known = size <= 8 * tree.eps(s.dtype) * jnp.linalg.norm(y)
-    learn = finite & ~known & (jnp.abs(denominator) >= skip * jnp.linalg.norm(s) * size)
+    known = size <= 8 * eps * jnp.linalg.norm(y)
+    learn = finite & ~short & ~known & (jnp.abs(denominator) >= skip * jnp.linalg.norm(s) * size)
     learn &= denominator != 0
     update = jnp.outer(r, r) / jnp.where(learn, denominator, 1)
     return model._replace(
-        matrix=jnp.where(learn, matrix + update, matrix), fresh=model.fresh & ~finite
+        matrix=jnp.where(learn, matrix + update, matrix), fresh=model.fresh & (~finite | short)
     )

@@ -134,10 +134,10 @@ def _robust(objective: Objective, robust: str | Robust | None, scale: float | No
 def residual_criterion(
     at: Eval, info: StepInfo, largest: Scalar, p: Progress, tol: Scalar
 ) -> Bool[Array, ""]:
-    """|J_j^T r| <= tol |J_j| |r| for every column j, or a full step of relative length tol.
+    """|J_j^T r| <= tol |J_j| |r| for every column j, or a full step s with |D s| <= tol |D x|.
 
-    Of methods that keep the Jacobian. Levenberg-Marquardt judges itself, by stronger tests; a
-    method for smooth functions is judged by its gradient.
+    Of methods that keep the Jacobian, D_j = |J_j|. Levenberg-Marquardt judges itself, by stronger
+    tests; a method for smooth functions is judged by its gradient.
     """
     if not isinstance(at.local, tuple) or len(at.local) != 2:
         return gradient_criterion(at, info, largest, p, tol)
@@ -146,4 +146,7 @@ def residual_criterion(
     r, jacobian = at.local
     bound = tol * column_norms(jacobian) * jnp.sqrt(2 * at.value).astype(r.dtype)
     orthogonal = jnp.all(jnp.abs(tree.ravel(at.grad)) <= bound)
-    return orthogonal | (info.extras["full_norm"] <= tol * tree.norm(p.at.params))
+    x, d = tree.ravel(p.at.params), column_norms(p.at.local[1])
+    moved = tree.norm(d * (tree.ravel(at.params) - x))
+    whole = info.step_norm >= 0.99 * info.extras["full_norm"]
+    return orthogonal | (whole & (moved <= tol * tree.norm(d * x)))
