@@ -56,11 +56,11 @@ def as_params(params: Params) -> Params:
 
 def _as_parameter(name: str, leaf: Any) -> jax.Array:
     is_array = isinstance(leaf, jax.Array)
+    if is_array and getattr(leaf.dtype, "kind", "") == "f" and not leaf.weak_type:
+        return leaf  # as it should be: what follows costs as much as a small solve's dispatch
     if is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         msg = f"{name} is a random key: parameters must be floating point; pass it in args."
         raise TypeError(msg)
-    if is_array and leaf.dtype.kind == "f" and not leaf.weak_type:
-        return leaf  # as it should be: what follows costs as much as a small solve's dispatch
     try:
         array = jnp.asarray(leaf)
     except (TypeError, ValueError) as error:
