@@ -22,6 +22,11 @@ RIGHT = {
     "rosenbrock": rosenbrock,
     "large-offset": lambda x: 1e6 + jnp.sum(jnp.exp(x)),
     "softplus": lambda x: jnp.sum(jax.nn.softplus(30 * x)),
+    "small-parameters": lambda x: jnp.sum(jnp.sin(x - jnp.asarray(START, x.dtype) + 1e-6)),
+    "kink-near-by": lambda x: jnp.sum(jnp.abs(x - 0.499)),
+    "relu-network": lambda x: jnp.mean(
+        jax.nn.relu(jnp.outer(jnp.linspace(-2, 2, 40, dtype=x.dtype), x) + 0.1).sum(1) ** 2
+    ),
 }
 
 
@@ -35,6 +40,17 @@ def _(primals, tangents):
     (x,), (t,) = primals, tangents
     wrong = jnp.ones_like(x).at[2].set(1.01)
     return cube_off_by_one_percent(x), 3 * x**2 * wrong * t
+
+
+@jax.custom_jvp
+def cube_off_by_a_third(x):
+    return x**3
+
+
+@cube_off_by_a_third.defjvp
+def _(primals, tangents):
+    (x,), (t,) = primals, tangents
+    return x**3, 3 * x**2 * jnp.where(jnp.arange(x.size) == 2, 4 / 3, 1).astype(x.dtype) * t
 
 
 @jax.custom_jvp
@@ -97,6 +113,26 @@ def test_a_stopped_gradient_is_found(dtype):
         lambda x: jnp.sum(x * jax.lax.stop_gradient(x)), jnp.asarray(START, dtype)
     )
     assert not report
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e8])
+def test_parameters_of_any_size_are_looked_at_in_their_own(size, dtype):
+    point, unit = jnp.asarray(START * size, dtype), jnp.asarray(1 / size, dtype)
+    assert ok.check_derivatives(lambda x: jnp.sum((unit * x) ** 3 + jnp.sin(unit * x)), point)
+    report = ok.check_derivatives(lambda x: jnp.sum(cube_off_by_a_third(unit * x)), point)
+    assert (report.problem, report.index) == ("gradient", (2,)), str(report)
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_rounding_on_the_way_is_found_between_its_steps(digits):
+    scale = 10.0**digits
+    report = ok.check_derivatives(
+        lambda x: jnp.sum((jnp.round(scale * x) / scale - 0.2) ** 2), jnp.asarray(START) + 0.1234
+    )
+    assert not report
+    assert report.problem == "gradient"
+    assert report.claimed == 0
+    assert "rounding" in str(report)
 
 
 def test_a_kink_at_the_point_is_found():

@@ -9,7 +9,7 @@ import optikit as ok
 from optikit.linalg.eigenpairs import eigenpairs
 from optikit.linalg.quadrature import lanczos_quadrature
 from optikit.linalg.signs import signs
-from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xtrace
+from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xnystrace, xtrace
 
 N = 60
 
@@ -134,6 +134,9 @@ def test_the_quadrature_has_the_moments_of_its_vectors(name):
 
 ESTIMATORS = {
     "xtrace": lambda product, key, m: xtrace(product, N, key, dtype=jnp.float64, num_products=m),
+    "xnystrace": lambda product, key, m: xnystrace(
+        product, N, key, dtype=jnp.float64, num_products=m
+    ),
     "xdiagonal": lambda product, key, m: xdiagonal(
         product, N, key, dtype=jnp.float64, num_products=m
     ),
@@ -149,7 +152,7 @@ SEEDS = 1000
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 def test_estimates_are_unbiased_and_know_their_error(estimator, name):
     """z-scores over 1,000 seeds: of the mean (unbiased), and of each estimate by its own error."""
-    values = SPECTRA[name]
+    values = abs(SPECTRA[name]) if estimator == "xnystrace" else SPECTRA[name]
     a = symmetric(values)
     truth = np.diag(a) if estimator in ("xdiagonal", "hutchinson") else np.sum(values)
     m = 20
@@ -178,6 +181,52 @@ def test_left_out_vectors_beat_plain_means_where_eigenvalues_decay():
         return float(jnp.sqrt(jnp.mean((found.value - jnp.trace(a)) ** 2)))
 
     assert error("xtrace") < error("hutchinson_trace") / 50
+
+
+@pytest.mark.parametrize("values", [0.7 ** np.arange(N), 1 / (1 + np.arange(N)) ** 2])
+def test_a_semidefinite_operator_that_decays_is_seen_better(values):
+    a = jnp.asarray(symmetric(values))
+    keys = jax.random.split(jax.random.key(5), 300)
+
+    def error(by, m):
+        found = jax.vmap(lambda key: ESTIMATORS[by](lambda v: a @ v, key, m))(keys)
+        return float(jnp.sqrt(jnp.mean((found.value - jnp.trace(a)) ** 2)))
+
+    for m in (10, 20):
+        assert error("xnystrace", m) < error("xtrace", m)
+
+
+def test_a_semidefinite_trace_is_exact_on_low_rank_and_warns_of_the_indefinite(dtype):
+    eps = float(jnp.finfo(dtype).eps)
+
+    def found(values, m, unit=1.0):
+        a = jnp.asarray(symmetric(np.asarray(values) * unit), dtype)
+        return xnystrace(lambda v: a @ v, N, jax.random.key(1), dtype=a.dtype, num_products=m)
+
+    low = np.concatenate([[3.0, 2.0, 1.0], np.zeros(N - 3)])
+    for m, unit in ((5, 1.0), (20, 1.0), (5, 1e-30)):  # squares of the last vanish in float32
+        exact = found(low, m, unit)
+        # rounding, by the condition of five random vectors in three dimensions
+        assert abs(float(exact.value) / unit - 6) < 5000 * eps
+        assert float(exact.error) < 5000 * eps * unit
+    assert float(found(np.zeros(N), 4).value) == 0
+    whole = found(np.arange(N), N)
+    assert float(whole.value) == pytest.approx(N * (N - 1) / 2, rel=100 * eps)
+    assert float(whole.error) == 0
+    assert np.isinf(found(SPECTRA["low-rank"], 8).error)
+    assert np.isnan(found(np.full(N, np.nan), 8).value)
+
+
+def test_traces_of_tiny_operators_are_theirs_in_single_precision():
+    """Sizes whose squares vanish: 1e-30 in float32, whose smallest number is 1e-38."""
+    a = jnp.asarray(symmetric(SPECTRA["decaying"]), jnp.float32)
+    for by in (xtrace, xdiagonal):
+        one, tiny = (
+            by(lambda v, u=u: (a @ v) * u, N, jax.random.key(0), dtype=a.dtype, num_products=20)
+            for u in (jnp.float32(1), jnp.float32(2.0**-100))
+        )
+        np.testing.assert_allclose(tiny.value * 2.0**100, one.value, rtol=1e-4)
+        np.testing.assert_allclose(tiny.error * 2.0**100, one.error, rtol=1e-2)
 
 
 def test_enough_products_leave_no_error():
@@ -290,6 +339,16 @@ def test_traces_and_diagonals_of_an_objective(small):
     np.testing.assert_allclose(
         jax.flatten_util.ravel_pytree(diagonal.value)[0], jnp.diagonal(matrix), atol=1e-12
     )
+    # semidefinite by construction: as many test vectors as products, and the error holds
+    bare = objective._replace(penalty=None)
+    for kind in ("ggn", "fisher", "empirical-fisher"):
+        whole = ok.spectrum(bare, params, args, curvature=kind).trace[0]
+        found = ok.trace(bare, params, args, curvature=kind, num_products=24)
+        named = ok.trace(bare, params, args, curvature=kind, num_products=24, method="xnystrace")
+        assert float(found.value) == float(named.value)
+        assert abs(float(found.value - whole)) < 5 * float(found.error)
+    with pytest.raises(ValueError, match="unknown method 'xnystrace' for the diagonal"):
+        ok.diagonal(objective, params, args, method="xnystrace")
     operator = ok.hessian(objective, params, args)
     np.testing.assert_allclose(
         ok.trace(operator, params).value, ok.trace(objective, params, args).value, rtol=1e-10

@@ -128,6 +128,35 @@ KNOWN = {
     # the gradient is smooth enough, the curvature is of one side alone
     "signed-square": Known(lambda x: x[0] * jnp.abs(x[0]) + rest(x, 1), (1e-9, 0, 0, 0), "", None),
     "end-of-domain": Known(half_line, ZERO, "", None),
+    # an inflection a little way off, to which the Newton step says a minimum, maximum or saddle is
+    # half as near
+    "above-a-cubic": Known(lambda x: x[0] ** 3 + rest(x, 1), (1e-5, 0, 0, 0), "", better=True),
+    "below-a-cubic": Known(lambda x: x[0] ** 3 + rest(x, 1), (-1e-5, 0, 0, 0), "", better=True),
+    "bare-cubic": Known(lambda x: jnp.sum(x**3), (1e-5,) * 4, "", better=True),
+    "bare-cubic-below": Known(lambda x: jnp.sum(x**3), (-1e-5,) * 4, "", better=True),
+    "near-a-monkey": Known(
+        lambda x: x[0] ** 3 - 3 * x[0] * x[1] ** 2 + rest(x, 2), (1e-5, 0, 0, 0), "", better=True
+    ),
+    "near-a-tiny-minimum": Known(
+        lambda x: jnp.sum(x**3 + 1e-2 * x**2), (1e-7,) * 4, MIN + "!", 0, 0, False
+    ),
+    # the Hessian jumps: autodiff gives it from one side, or as no side has it
+    "half-parabola": Known(lambda x: jnp.sum(jnp.maximum(x, 0) ** 2), ZERO, "", better=False),
+    "signed-square-at-zero": Known(lambda x: x[0] * jnp.abs(x[0]) + rest(x, 1), ZERO, ""),
+    "two-parabolas": Known(
+        lambda x: jnp.maximum(jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)), ZERO, KINK + "!"
+    ),
+    # units: what is flat beside nothing but 1, and what is near beside nothing but 1
+    "tiny-slope": Known(lambda x: 1e-12 * jnp.sum(x), ZERO, "not-stationary!", better=True),
+    "slope-on-offset": Known(
+        lambda x: 1e3 + 0.1 * jnp.sum(x), ZERO, "not-stationary!", better=True
+    ),
+    "tiny-parameters": Known(lambda x: jnp.sum((1e10 * x - 1) ** 2), ZERO, "not-stationary"),
+    "one-tiny-parameter": Known(
+        lambda x: (1e5 * x[0] - 1) ** 2 + (1e-5 * x[1] - 1) ** 2 + rest(x, 2),
+        (0, 1e5, 0, 0),
+        "not-stationary",
+    ),
     # nowhere near
     "slope": Known(lambda x: jnp.sum(x), ZERO, "not-stationary!", better=True),
     "tail": Known(lambda x: jnp.sum(jnp.exp(-x)), (20.0,) * 4, "not-stationary!", better=True),

@@ -31,7 +31,8 @@ WHY = {
     "not-finite-nearby": "the function or its gradient is not finite near by",
     "unresolved": "the smallest eigenvalue is not resolved; raise num_products",
     "noise": "rounding noise of the gradient hides where the stationary point is",
-    "bracket": "the slope along the Newton step does not rise as the curvature here says",
+    "bracket": "the gradient along the Newton step does not change as the Hessian here says",
+    "jump": "the Hessian jumps at this point, and is known on one side alone",
     "weak": "a bound is touched without being pushed, and the curvature alone does not decide",
 }
 """Why a point cannot be told, by a short name and in words."""
@@ -158,7 +159,7 @@ class Certificate:
             f"{self.flat:.2g}",
             Kind.NOT_STATIONARY: "not stationary: "
             + (
-                f"the Newton step is {self.step_norm:.3g} long"
+                f"the Newton step is {self.step_norm:.3g} long, f - f* about {self.decrement:.2g}"
                 if self.step_norm > 0
                 else "there is a slope along directions without curvature"
             ),

@@ -40,8 +40,8 @@ def certify(
 
     Args:
       fun: a function (params, *args) -> scalar, or an Objective.
-      tol: a stationary point is one whose Newton step is at most tol max(1, |params|); by default
-        1e-4 in float64 and 1e-2 in float32.
+      tol: a stationary point is one whose Newton step is at most tol max(1, |params|) long and
+        changes f by at most tol max(1, |f|); by default 1e-4 in float64 and 1e-2 in float32.
       num_products: Hessian products for Lanczos, above 1000 parameters.
       confidence: with which an eigenvalue below the bound of `cert.lower` was not missed by
         Lanczos; a minimum is stated where that bound is positive.

@@ -35,6 +35,7 @@ class Evidence(NamedTuple):
       along: g in the vectors of `values`, or in those of another recurrence, `sizes`.
       sizes: the eigenvalues that belong to `along`.
       lowest: the vector of the smallest. step: -|H|^-1 g over what is known and not flat.
+      newton: -H^-1 g likewise, or zero where it is not known.
       rows: up to m flat directions, unit rows, or zero.
       flat: the size up to which an eigenvalue is indistinguishable from zero.
       lower: not above the smallest eigenvalue, with the confidence asked (always, if dense).
@@ -48,6 +49,7 @@ class Evidence(NamedTuple):
     sizes: Float[Array, " j"]
     lowest: Float[Array, " n"]
     step: Float[Array, " n"]
+    newton: Float[Array, " n"]
     rows: Float[Array, "m n"]
     flat: Scalar
     lower: Scalar
@@ -65,6 +67,12 @@ def threshold(values: Array) -> Scalar:
 def divided(along: Array, sizes: Array, flat: Scalar) -> Array:
     """Along / sizes where the sizes are above flat, else zero."""
     return jnp.where(sizes > flat, along / jnp.where(sizes > flat, sizes, 1), 0)
+
+
+def _steps(along: Array, sizes: Array, flat: Scalar) -> Array:
+    """Coefficients of -|H|^-1 g and of -H^-1 g, in columns."""
+    step = -divided(along, jnp.abs(sizes), flat)
+    return jnp.stack([step, jnp.sign(sizes) * step], axis=1)
 
 
 def dense_evidence(
@@ -94,13 +102,13 @@ def dense_evidence(
     flat = tree.eps(values.dtype) ** (2 / 3) * size
     rounding = tree.eps(values.dtype) * values.size**0.5 * size
     along = jnp.matmul(gradient, vectors, precision=HIGHEST)
-    step = -jnp.matmul(vectors, divided(along, jnp.abs(values), flat), precision=HIGHEST)
+    step, newton = jnp.matmul(vectors, _steps(along, values, flat), precision=HIGHEST).T
     nearest = jnp.argsort(jnp.abs(values))[:rows]
     zero = jnp.abs(values) <= flat
     basis = jnp.where(zero[nearest, None], vectors[:, nearest].T, 0)
     found = Evidence(
-        values, jnp.full_like(values, rounding), along, values, vectors[:, 0], step, basis, flat,
-        smallest - rounding, smallest, largest, _count(values < -flat), _count(zero),
+        values, jnp.full_like(values, rounding), along, values, vectors[:, 0], step, newton, basis,
+        flat, smallest - rounding, smallest, largest, _count(values < -flat), _count(zero),
     )  # fmt: skip
     return found, Counts(hessian=1)
 
@@ -132,9 +140,8 @@ def krylov_evidence(
     flat = threshold(values)
     projected = jnp.matmul(ritz.basis, gradient, precision=HIGHEST)
     along = jnp.matmul(projected, ritz.coefficients, precision=HIGHEST)
-    inner = divided(along, jnp.abs(values), flat)
-    inside = jnp.matmul(ritz.coefficients, inner, precision=HIGHEST)
-    step = -jnp.matmul(inside, ritz.basis, precision=HIGHEST)
+    inside = jnp.matmul(ritz.coefficients, _steps(along, values, flat), precision=HIGHEST)
+    step, newton = jnp.matmul(inside.T, ritz.basis, precision=HIGHEST)
     zero = jnp.abs(values) + errors <= flat
     nearest = jnp.argsort(jnp.where(zero, jnp.abs(values), jnp.inf))[:rows]
     chosen = jnp.where(zero[nearest, None], ritz.coefficients[:, nearest].T, 0)
@@ -143,7 +150,7 @@ def krylov_evidence(
     )
     # Ritz values below a number are at most as many as eigenvalues (Cauchy's interlacing)
     found = Evidence(
-        values, errors, along, values, ritz.vector(0), step,
+        values, errors, along, values, ritz.vector(0), step, newton,
         jnp.matmul(chosen, ritz.basis, precision=HIGHEST), flat, lower, values[0], values[-1],
         _count(values < -flat), _count(zero),
     )  # fmt: skip
@@ -160,7 +167,7 @@ def _few_vectors(
 ) -> tuple[Evidence, Counts]:
     """The same from recurrences alone; half as many products go to the gradient.
 
-    `lowest` and `step` are one vector: the first where curvature is negative, else the second.
+    `lowest` and the steps are one vector: the first where curvature is negative, else the others.
     """
     n = gradient.size
     alphas, betas = recurrence(product, noise, num_products)
@@ -183,11 +190,12 @@ def _few_vectors(
         lambda: -combined(product, toward, diagonal, off, inner),
     )
     main = main / jnp.where(bent, _norm(main), 1)
+    step = jnp.where(bent, 0, main)
     spent = num_products + short + jnp.where(bent, num_products, short)
     # copies of converged eigenvalues appear without orthogonality: one negative is all that is sure
     found = Evidence(
-        values, errors, along, sizes, main, main, jnp.zeros((0 * rows, n), noise.dtype), flat,
-        lower, values[0], values[-1], bent.astype(jnp.int32),
+        values, errors, along, sizes, main, step, step, jnp.zeros((0 * rows, n), noise.dtype),
+        flat, lower, values[0], values[-1], bent.astype(jnp.int32),
         jnp.any(jnp.abs(values) + errors <= flat).astype(jnp.int32),
     )  # fmt: skip
     return found, tally(Counts(grad=1), times(spent, Counts(hvp=1)))

@@ -57,8 +57,8 @@ def examine(
             spectrum_key,
         )  # fmt: skip
     reach = jnp.maximum(1, tree.norm(params)).astype(dtype)
-    newton = jnp.where(jnp.isfinite(s.step), s.step, 0)
-    near, looked = look_around(objective, params, args, at, newton, free, box, near_key)
+    newton, descent = (jnp.where(jnp.isfinite(v), v, 0) for v in (s.newton, s.step))
+    near, looked = look_around(objective, params, args, at, newton, descent, free, box, near_key)
     if tol is None:
         tol = 1e-4 if dtype.itemsize > 4 else 1e-2
     code, because, step_norm, decrement = _judge(s, near, at, gradient, reach, tol, dense, weak)
@@ -140,10 +140,14 @@ def _judge(
     flat, eps = s.flat, tree.eps(s.values.dtype)
     step_norm = jnp.linalg.norm(divided(s.along, jnp.abs(s.sizes), flat))
     decrement = jnp.sum(divided(s.along**2, s.sizes, flat)) / 2
-    # along flat directions there is no step to measure: the slope itself must be negligible
+    change = jnp.sum(divided(s.along**2, jnp.abs(s.sizes), flat)) / 2
+    size = jnp.maximum(1, jnp.abs(at.value)).astype(change.dtype)
+    # along flat directions there is no step to measure: the slope itself must be negligible beside
+    # those that the curvature makes
     curved = jnp.abs(s.sizes) > flat
     slope = jnp.max(jnp.where(curved, 0, jnp.abs(s.along)), initial=0)
-    still = slope * reach <= 100 * eps**0.5 * jnp.maximum(1, jnp.abs(at.value)).astype(slope.dtype)
+    steepest = jnp.maximum(jnp.abs(s.smallest), jnp.abs(s.largest)) * reach
+    still = slope <= jnp.maximum(10 * eps**0.5 * steepest, 3 * near.grad_noise)
     # a Ritz value is never below the smallest eigenvalue: what was seen negative is; that nothing
     # smaller was missed needs the whole spectrum, or the bound
     resolved = dense | (s.lower > flat)
@@ -165,11 +169,14 @@ def _judge(
 
     minimum = _code(Kind.MINIMUM)
     code, because = doubted(weak & (code != minimum) & (code != cannot), "weak")
-    moving = (step_norm > tol * reach) | ~still
+    moving = (step_norm > tol * reach) | (change > tol * size) | ~still
     at_noise = jnp.linalg.norm(gradient) <= 3 * near.grad_noise
     strict = (code == minimum) | (code == _code(Kind.MAXIMUM))
     code, because = doubted(moving & at_noise & strict, "noise")
-    code, because = doubted((code == minimum) & ~near.convex, "bracket")
+    curving = strict | (code == _code(Kind.SADDLE))
+    code, because = doubted(curving & ~near.resolved, "noise")
+    code, because = doubted((code != cannot) & ~near.mirrored, "bracket")
+    code, because = doubted((code != cannot) & ~near.curved, "jump")
     leaving = moving & ~at_noise
     code = jnp.where(leaving, _code(Kind.NOT_STATIONARY), code)
     because = jnp.where(leaving, 0, because)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from optikit.analyze.operator import Look, flat_operator
+from optikit.analyze.operator import Look, flat_operator, semidefinite
 from optikit.calculus import Objective
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import CurvatureKind
@@ -113,7 +113,7 @@ def trace(
     rtol: float | None = None,
     max_products: int = 1024,
     curvature: CurvatureKind = "hessian",
-    method: Literal["xtrace", "hutchinson"] | None = None,
+    method: Literal["xtrace", "xnystrace", "hutchinson"] | None = None,
     batch_size: int | None = None,
     leaves: str | None = None,
     scaling: Params | None = None,
@@ -126,8 +126,10 @@ def trace(
       num_products: of an estimate. rtol: a relative standard error to be reached: estimates with
         twice the products follow until one has it, or `max_products` is reached.
       method: "xtrace", whose error falls fast where few eigenvalues hold most of the trace and
-        which holds as many vectors as products; or "hutchinson", which holds four. By default the
-        first unless its vectors take more than 2^26 numbers.
+        which holds as many vectors as products; "xnystrace", whose error falls faster, for positive
+        semidefinite matrices alone; or "hutchinson", which holds four. By default the second for
+        Fisher matrices and the GGN of a likelihood or of plain residuals, without a penalty; the
+        first for others; and the last where their vectors take more than 2^26 numbers.
       others: as for `eigenpairs`.
 
     Raises:
@@ -210,9 +212,12 @@ def _estimated(
 ) -> Estimated:
     subject, params, args = as_subject(fun, params, args, has_aux)
     if method is None:
-        method = "xtrace" if tree.size(params) * products <= HELD else "hutchinson"
-    if method not in ("xtrace", "hutchinson"):
-        msg = f"unknown method {method!r}: use 'xtrace' or 'hutchinson'."
+        falling = what == "trace" and semidefinite(subject, curvature)
+        method = "xnystrace" if falling else "xtrace"
+        method = method if tree.size(params) * products <= HELD else "hutchinson"
+    known = ("xtrace", "xnystrace", "hutchinson") if what == "trace" else ("xtrace", "hutchinson")
+    if method not in known:
+        msg = f"unknown method {method!r} for the {what}: use one of {', '.join(known)}."
         raise ValueError(msg)
     look = Look(curvature, batch_size, leaves)
     run = plain(_estimate) if under_transformation() else _estimate
@@ -270,7 +275,7 @@ def _estimate(params, args, scaling, key, *, subject, look, what, method, produc
         by = {"trace": estimators.hutchinson_trace, "diagonal": estimators.hutchinson}[what]
         found, whole = by(flat.apply, flat.like, key, num_products=products), flat.whole
     else:
-        by = {"trace": estimators.xtrace, "diagonal": estimators.xdiagonal}[what]
+        by = estimators.xdiagonal if what == "diagonal" else getattr(estimators, method)
         how = {"num_products": products, "dtype": flat.dtype}
         found, whole = by(flat.product, flat.size, key, **how), flat.restore
     value, error = found.value, found.error

@@ -2,10 +2,12 @@
 
 Noise is read off high differences along a random line, where what is smooth has cancelled: the
 k-th difference of independent errors of variance s^2 has the variance (2k choose k) s^2. The
-gradient enters by its product with random signs, whose error has the size of the gradient's in the
-Euclidean norm. A gradient that differs between x + h d and x - h d as much for a smaller h as for a
-larger one jumps at x. Along the Newton step s, the slopes at x, x + s and x + 2 s must rise where
-the function is convex, and change sign around a minimum.
+gradient enters by its product with random signs, whose error has the size of the
+gradient's in the Euclidean norm. A gradient that differs between x + h d and x - h d as much for a
+smaller h as for a larger one jumps at x; one whose differences to either side do not cancel as h^2
+has a Hessian that does. Around the stationary point that the Newton step p = -H^-1 g points to,
+gradients must be mirrored: that of x + 2 p is about -g, where along an inflection such as x^3 it is
+not.
 
 Reference: Moré & Wild (2011), "Estimating computational noise".
 """
@@ -29,7 +31,9 @@ ALONG = 7
 """Points on each of the two scales of the line on which noise is measured."""
 
 ORDERS = (4, 5, 6)
-"""Orders of the differences; the least of their answers is taken, as smooth parts only add."""
+"""Orders of the differences; the middle one of their answers is taken: smooth parts add to the
+lowest order, and the highest has a single difference to go by, which is small by chance.
+"""
 
 JUMP = 30.0
 """Times the noise that a change of the gradient must be to count as a jump."""
@@ -45,14 +49,18 @@ class Neighbourhood(NamedTuple):
       grad_noise: that of the gradient's, in the Euclidean norm.
       finite: whether all values and gradients were.
       smooth: whether the gradient does not jump at the point.
-      convex: whether the slope along the Newton step rises, to within noise, and changes sign.
+      curved: whether the Hessian does not.
+      resolved: whether the gradient changes at all on the line on which noise is measured.
+      mirrored: whether the gradient along the Newton step changes as the Hessian says.
     """
 
     value_noise: Scalar
     grad_noise: Scalar
     finite: Bool[Array, ""]
     smooth: Bool[Array, ""]
-    convex: Bool[Array, ""]
+    curved: Bool[Array, ""]
+    resolved: Bool[Array, ""]
+    mirrored: Bool[Array, ""]
 
 
 def look_around(
@@ -61,6 +69,7 @@ def look_around(
     args: tuple,
     at: Eval,
     newton: Float[Array, " n"],
+    descent: Float[Array, " n"],
     free: Float[Array, " n"] | None,
     box: Box | None,
     key: Key,
@@ -68,11 +77,13 @@ def look_around(
     """The neighbourhood of params, from 20 gradients one after another and three vectors.
 
     Args:
-      newton: the Newton step, in which the bracket is looked for.
+      newton: -H^-1 g, on whose line gradients are looked at, and descent: -|H|^-1 g, along which
+        every eigenvector's part of g counts with the same sign; equal where H is definite.
       free: ones where a parameter may move, zeros where a bound holds it.
     """
     x, unravel = ravel_pytree(params)
     gradient = ravel_pytree(at.grad)[0]
+    gradient = gradient if free is None else free * gradient
     dtype = x.dtype
     eps = tree.eps(dtype)
     door = bind(objective, args)
@@ -85,38 +96,59 @@ def look_around(
 
     def one(before: Array, ts: tuple[Array, Array]):
         a, b = ts
-        point = unravel(x + a * d + b * newton)
-        found = door.value_and_grad(point if box is None else box.project(point))
+        wanted = unravel(x + a * d + b * newton)
+        point = wanted if box is None else box.project(wanted)
+        found = door.value_and_grad(point)
         g = ravel_pytree(found.grad)[0]
         g = g if free is None else free * g
         outcome = (
             found.value,
             jnp.vdot(signs, g, precision=HIGHEST),
-            jnp.vdot(newton, g, precision=HIGHEST),
+            jnp.vdot(descent, g, precision=HIGHEST),
             jnp.linalg.norm(g - before),
+            jnp.linalg.norm((g - gradient) + (before - gradient)),
             jnp.isfinite(found.value) & jnp.all(jnp.isfinite(g)),
+            tree.max_abs(tree.subtract(point, wanted)) == 0,
         )
         return g, outcome
 
-    _, (values, signed, slopes, changes, finite) = lax.scan(one, gradient, (along, forward))
-    size = jnp.linalg.norm(gradient if free is None else free * gradient)
+    _, seen = lax.scan(one, gradient, (along, forward))
+    values, signed, slopes, changes, lopsided, finite, reached = seen
+    size = jnp.linalg.norm(gradient)
     value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
     value_noise = jnp.maximum(value_noise, eps * jnp.abs(at.value) / 4)
     grad_noise = jnp.maximum(_noise(signed, changes[1:ALONG]), eps * size / 4)
     wide, close = changes[2 * ALONG + 1], changes[2 * ALONG + 3]
-    # as h to a power below 0.4; a smooth gradient changes as h, a kink's as h^0
-    jumps = (close > wide * (fine / coarse) ** 0.4) & (close > JUMP * grad_noise)
-    start = jnp.vdot(newton, gradient, precision=HIGHEST)
+    far, by = lopsided[2 * ALONG + 1], lopsided[2 * ALONG + 3]
+
+    def slower(close: Array, wide: Array, power: float) -> Array:
+        """Whether it falls as h to less than that power, above noise."""
+        return (close > wide * (fine / coarse) ** power) & (close > JUMP * grad_noise)
+
+    # a smooth gradient changes as h, a kink's as h^0; differences to either side cancel as h^2
+    # around a smooth Hessian, and as h where it jumps. A line that a bound cuts off has one side;
+    # the points' own rounding is a per cent of the finer step in float32
+    jumps = slower(close, wide, 0.4)
+    both = jnp.all(reached[2 * ALONG : 2 * ALONG + 4])
+    bends = slower(by, far, 1.4) & (by > close / 10) & both
+    start = jnp.vdot(descent, gradient, precision=HIGHEST)  # -g^T |H|^-1 g, and its mirror image
     middle, end = slopes[-2], slopes[-1]
-    slack = 3 * grad_noise * jnp.linalg.norm(newton)
-    rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -slack)
-    near = Neighbourhood(value_noise, grad_noise, jnp.all(finite), ~jumps, rises)
-    return near, Counts(grad=POINTS)
+    slack = 3 * grad_noise * jnp.linalg.norm(descent)
+    rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
+    resolved = jnp.any(changes[1 : 2 * ALONG] > 0) | jnp.all(d == 0)
+    return Neighbourhood(
+        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises
+    ), Counts(grad=POINTS)
 
 
 def _direction(x: Array, free: Array | None, box: Box | None, key: Key) -> tuple[Array, Array]:
-    """Random signs, and a step of every parameter's own size, away from a bound near by."""
-    signs = jax.random.rademacher(key, x.shape, x.dtype)
+    """Random signs, and a step of every parameter's own size, away from a bound near by.
+
+    The sizes are random too: steps that are equal but for their signs lie in the very surfaces on
+    which sums or differences of parameters have a kink.
+    """
+    sign_key, size_key = jax.random.split(key)
+    signs = jax.random.rademacher(sign_key, x.shape, x.dtype)
     typical = jnp.linalg.norm(x) / max(x.size, 1) ** 0.5
     typical = jnp.where(typical > float(jnp.finfo(x.dtype).tiny) ** 0.5, typical, 1)
     length = jnp.maximum(jnp.abs(x), typical)
@@ -126,7 +158,7 @@ def _direction(x: Array, free: Array | None, box: Box | None, key: Key) -> tuple
         bounded = jnp.isfinite(below) | jnp.isfinite(above)
         signs = jnp.where(bounded, jnp.where(below < above, 1, -1).astype(x.dtype), signs)
         length = jnp.minimum(length, jnp.maximum(below, above))
-    moved = signs * length
+    moved = signs * length * jax.random.uniform(size_key, x.shape, x.dtype, 0.5, 1.0)
     return signs, moved if free is None else free * moved
 
 
@@ -139,8 +171,8 @@ def _noise(values: Array, changes: Array) -> Scalar:
         found = [
             jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
         ]
-        least = jnp.min(jnp.stack(found))
-        return jnp.where(jnp.isfinite(least), least, 0)
+        middle = jnp.median(jnp.stack(found))
+        return jnp.where(jnp.isfinite(middle), middle, 0)
 
     stuck = jnp.sum(changes == 0) * 2 >= changes.size
     small, large = of(values[:ALONG]), of(values[ALONG : 2 * ALONG])

@@ -118,6 +118,18 @@ def flat_operator(
     )  # fmt: skip
 
 
+def semidefinite(subject: Objective | LinearOperator, curvature: CurvatureKind) -> bool:
+    """Whether a curvature matrix is positive semidefinite by construction, and no penalty's.
+
+    A GGN is where the loss is convex in the outputs; which is taken for granted of likelihoods.
+    """
+    if isinstance(subject, LinearOperator) or curvature == "hessian" or subject.penalty is not None:
+        return False
+    if curvature == "ggn" and subject.kind == "composite":
+        return subject.loss is not None and subject.loss.fisher is not None
+    return curvature != "ggn" or subject.robust is None
+
+
 def _operator(
     subject: Objective | LinearOperator, params: Params, args: tuple, look: Look
 ) -> LinearOperator:

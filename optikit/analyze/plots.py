@@ -168,6 +168,8 @@ def convergence(
 ) -> Any:
     """Distance of each solution's traced values to the optimum, with a mark for its end.
 
+    Steps are on a logarithmic scale where one takes more than 20 times as many as another.
+
     Args:
       solutions: by name, each with a trace (`minimize(..., trace=True)`, or of `fit`).
       optimum: by default the lowest value of all, whose own curve then ends early.
@@ -195,6 +197,10 @@ def convergence(
                 [last], [gap[last]], MARKS[kind], color=line.get_color(), label=f"{name}: {kind}"
             )
     ax.set(yscale="log", xlabel="step", ylabel="value above the optimum")
+    lengths = [len(values) for values in curves.values()]
+    if max(lengths) > 20 * min(lengths):
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0, None)
     ax.legend(frameon=False)
     return ax
 

@@ -57,6 +57,20 @@ def entry_name(leaf: str, index: tuple[int, ...]) -> str:
     return leaf + (f"[{', '.join(map(str, index))}]" if index else "")
 
 
+def agreeing(orders: tuple[float, float], noise: float, rough: bool) -> DerivativeReport:
+    """Both derivatives stand; `rough` where an order is low and something else explains it."""
+    message = (
+        f"gradient and Hessian agree with the function: observed orders {orders[0]:.2f} and "
+        f"{orders[1]:.2f} (2 expected, 1 if wrong), rounding noise {noise:.1e}."
+    )
+    if rough:
+        message += (
+            " A kink or steep change near by makes an order low; the gradient still integrates to "
+            "the values across it, and shorter differences agree with the Hessian."
+        )
+    return DerivativeReport(True, *orders, noise, None, None, None, None, message)
+
+
 def contradicted(
     what: str,
     params: Any,

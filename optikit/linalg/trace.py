@@ -1,12 +1,13 @@
 """Traces and diagonals of symmetric operators known by their products alone.
 
-Both use half of the products to find a subspace that holds most of the operator, which is treated
-exactly, and the rest for what is left; every test vector takes its turn at being left out, so that
-none is wasted and their spread gives the error.
+XTrace and XDiag use half of the products to find a subspace that holds most of the operator, which
+is treated exactly, and the rest for what is left; XNysTrace needs one round of products for both,
+as a semidefinite operator's approximation of low rank is known from its images alone. Every test
+vector takes its turn at being left out, so that none is wasted and their spread gives the error.
 
 References: Meyer, Musco, Musco & Woodruff (2021), "Hutch++", for the idea and the rate; Epperly,
 Tropp & Webber (2024), "XTrace: making the most of every sample in stochastic trace estimation",
-algorithms 1 (XTrace) and 2 (XDiag), section 2 for the variance.
+algorithms 1 (XTrace), 2 (XDiag) and 3 (XNysTrace), section 2 for the variance.
 """
 
 from collections.abc import Callable
@@ -85,6 +86,64 @@ def xtrace(
     seen = jnp.trace(h) - _form(h, out)
     left = jnp.where(length > 0, rest * (n - k + 1) / jnp.where(length > 0, length, 1), 0)
     return _mean(seen + left, 2 * k)
+
+
+def xnystrace(
+    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    n: int,
+    key: Key,
+    *,
+    dtype: jnp.dtype,
+    num_products: int,
+) -> Estimate:
+    """The trace of a positive semidefinite operator from `num_products` products, unbiased.
+
+    Exact from n products on, by unit vectors, and to rounding where the rank is below
+    `num_products`. Memory: 3 `num_products` vectors. The error is smaller than XTrace's where
+    eigenvalues decay, and the more the faster; where they stand on an even floor, as a penalty
+    makes it, which XTrace takes off exactly, it is larger. The standard error is twice the spread
+    of the left out, by which it is 0.9 to 1.4 times the true one on spectra from flat to
+    exponential; infinite where the test vectors show the operator to be indefinite.
+
+    Raises:
+      ValueError: fewer than 2 products.
+
+    Example:
+      >>> d = 0.5 ** jnp.arange(40.0)
+      >>> found = xnystrace(lambda v: d * v, 40, jax.random.key(0), dtype=d.dtype, num_products=20)
+      >>> abs(float(found.value) - 2) < 1e-5, found.products
+      (True, 20)
+    """
+    m = num_products
+    _check(m, 2)
+    if m >= n:
+        value = jnp.trace(_matrix(product, n, dtype))
+        return Estimate(value, jnp.zeros_like(value), n)
+    g = jax.random.normal(key, (n, m), dtype)
+    vectors = g * (n**0.5 / jnp.linalg.norm(g, axis=0, keepdims=True))
+    images, unit = _scaled(_apply(product, vectors))
+    # of A + shift I, whose form on the test vectors is definite to rounding
+    eps = tree.eps(dtype)
+    shift = 4 * eps * jnp.linalg.norm(images) / n**0.5
+    images = images + shift * vectors
+    form = jnp.matmul(vectors.T, images, precision=HIGHEST)
+    sizes, turn = jnp.linalg.eigh((form + form.T) / 2)
+    indefinite = sizes[0] < -(eps**0.5) * jnp.max(jnp.abs(sizes))
+    sizes = jnp.maximum(sizes, jnp.maximum(shift * n / 4, jnp.finfo(dtype).tiny))
+    # Nystrom: Y H^-1 Y^T, with Y = Q R and H = U S U^T
+    turned = jnp.matmul(jnp.linalg.qr(images, mode="r"), turn, precision=HIGHEST)
+    columns = jnp.matmul(turned / sizes[None], turn.T, precision=HIGHEST)  # Q^T Y H^-1
+    others = _inverse_transposed(jnp.linalg.qr(vectors, mode="r"))
+    # without vector i it loses c c^T / H^-1_ii with c the column i of Y H^-1; what it then does not
+    # see of its omega is 1 / H^-1_ii, and the squared length of what the others do not hold of
+    # omega, 1 / (X^T X)^-1_ii for the vectors X, is scaled to its mean
+    inverse = jnp.sum(turn**2 / sizes[None], axis=1)
+    lost = jnp.sum(columns**2, axis=0) / inverse
+    left = (n - m + 1) * jnp.sum(others**2, axis=0) / inverse
+    found = _mean(jnp.sum(turned**2 / sizes[None]) - shift * n - lost + left, m)
+    # a vector counts as a test and in what the others see: their spread shows the one alone
+    error = jnp.where(indefinite, jnp.inf, 2 * found.error)
+    return Estimate(unit * found.value, unit * error, m)
 
 
 def xdiagonal(
@@ -173,9 +232,9 @@ def hutchinson_trace(
     return _mean(samples, num_products)
 
 
-def _check(num_products: int) -> None:
-    if num_products < 4:
-        msg = f"num_products={num_products}: two test vectors at least, so 4 products."
+def _check(num_products: int, least: int = 4) -> None:
+    if num_products < least:
+        msg = f"num_products={num_products}: too few for an error, give {least} products or more."
         raise ValueError(msg)
 
 
@@ -188,14 +247,22 @@ def _sketch(product, vectors: Float[Array, "n k"]) -> _Sketch:
     n, k = vectors.shape
     images = _apply(product, vectors)
     # an operator of lower rank leaves images without a basis: a little noise completes it
-    size = jnp.linalg.norm(images) / k**0.5
+    scaled, _ = _scaled(images)
+    size = jnp.linalg.norm(scaled) / k**0.5
     noise = jax.random.normal(jax.random.key(1), (n, k), images.dtype) / n**0.5
     floor = jnp.where(size > 0, size, 1)
-    filled = images + 4 * tree.eps(images.dtype) * floor * noise
+    filled = scaled + 4 * tree.eps(images.dtype) * floor * noise
     basis, r = jnp.linalg.qr(filled)
     out = _inverse_transposed(r)
     out = out / jnp.linalg.norm(out, axis=0, keepdims=True)
     return _Sketch(vectors, images, basis, _apply(product, basis), out)
+
+
+def _scaled(images: Array) -> tuple[Array, Array]:
+    """Numbers whose squares neither overflow nor vanish, and what they were divided by."""
+    largest = jnp.max(jnp.abs(images))
+    unit = jnp.where(largest > 0, largest, 1)
+    return images / unit, unit
 
 
 def _inverse_transposed(r: Float[Array, "k k"]) -> Float[Array, "k k"]:
@@ -226,5 +293,6 @@ def _form(h: Array, x: Array) -> Array:
 def _mean(samples: Array, products: int) -> Estimate:
     """Over the last axis."""
     k = samples.shape[-1]
+    samples, unit = _scaled(samples)
     error = jnp.std(samples, axis=-1, ddof=1) / k**0.5
-    return Estimate(jnp.mean(samples, axis=-1), error, products)
+    return Estimate(unit * jnp.mean(samples, axis=-1), unit * error, products)
