@@ -194,3 +194,20 @@ def test_tolerances_come_from_the_dtype():
 def test_no_residuals_is_told():
     with pytest.raises(ValueError, match="returned no residuals"):
         ok.least_squares(lambda p: p[:0], jnp.zeros(2))
+
+
+BOX = (-3.0, 3.0)
+
+
+@pytest.mark.parametrize(("method", "bounds"), [
+    ("newton", None), ("newton-cg", None), ("trust-region", None), ("trust-region-exact", None),
+    ("cubic", None), ("newton", BOX), ("newton-cg", BOX),
+])  # fmt: skip
+def test_a_saddle_that_is_hit_exactly_is_left(method, bounds):
+    """One step ends on it, where no gradient tells of the other direction."""
+    sol = ok.minimize(
+        lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, jnp.array([1.0, 0.0]), method=method,
+        bounds=bounds,
+    )  # fmt: skip
+    assert bool(sol.success), sol
+    assert float(sol.value) == pytest.approx(-1)

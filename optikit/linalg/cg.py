@@ -28,12 +28,13 @@ from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 class _Run(NamedTuple):
     s: Params  # the step so far
     r: Params  # the model's gradient g + H s
-    p: Params  # the search direction
+    p: Params  # the search direction; the last one that was taken, where its curvature was negative
     rr: Scalar
     iterations: Int[Array, ""]
     done: Bool[Array, ""]
     at_boundary: Bool[Array, ""]
     convex: Bool[Array, ""]  # no direction of negative curvature so far
+    bend: Scalar  # <p, H p> of the last direction that was taken
     scale: Scalar  # largest |H p| / |p| so far
     beyond: Scalar  # what the model would still give along p, where the radius cut it
 
@@ -82,15 +83,18 @@ def conjugate_gradients(
             run = truncated(inside, gradient, radius, inner, limit)
             # <s, H s> = <s, r> - <s, g> with r = g + H s
             curvature = tree.vdot(run.s, tree.subtract(run.r, gradient)).astype(dtype)
-            # on a saddle or a maximum the gradient gives no step: follow the curvature found
-            found = run.s if change is None else change.apply(run.s)
+            # on a saddle or a maximum the gradient gives no step: follow the curvature found, alone
+            resting = tree.max_abs(at.grad) == 0
+            bent = resting & ~run.convex & ~run.at_boundary
+            inner_step = tree.where(bent, run.p, run.s)
+            curvature = jnp.where(bent, run.bend, curvature)
+            found = inner_step if change is None else change.apply(inner_step)
             size = tree.norm(found).astype(dtype)
             lost = (curvature < 0) & (size < 1e-3 * length) & ~run.at_boundary
             factor = jnp.where(lost, 0.1 * length / jnp.where(size > 0, size, 1), 1)
             s = tree.scale(factor, found)
-            measured = None if change is None else factor * tree.norm(run.s).astype(dtype)
-            # without gradient or negative curvature the model's minimum is here
-            at_rest = (tree.max_abs(at.grad) == 0) & run.convex
+            measured = None if change is None else factor * tree.norm(inner_step).astype(dtype)
+            at_rest = resting & run.convex  # the model's minimum is here
             s = tree.where(at_rest, tree.zeros_like(s), s)
             slope = tree.vdot(at.grad, s).astype(dtype)
             curvature = jnp.where(at_rest, 0, factor**2 * curvature)
@@ -221,13 +225,14 @@ def truncated(
         s, r = tree.add_scaled(c.s, t, c.p), tree.add_scaled(c.r, t, hp)
         rr = tree.vdot(r, r)
         p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
+        p = tree.where(php < 0, c.p, p)
         done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
         left = jnp.where(leave & convex, php * (alpha - tau) ** 2 / 2, 0)
         still_convex = c.convex & (convex | flat)
-        return _Run(s, r, p, rr, c.iterations + 1, done, leave, still_convex, scale, left)
+        return _Run(s, r, p, rr, c.iterations + 1, done, leave, still_convex, php, scale, left)
 
     zeros = tree.zeros_like(g)
     none, no, yes = jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.asarray(True)
     scale, nothing = inner.scale.astype(dtype) / FADING, jnp.zeros((), dtype)
-    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, scale, nothing)
+    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, nothing, scale, nothing)
     return lax.while_loop(running, body, start)
