@@ -16,7 +16,7 @@ import optikit as ok
 from optikit.bench import store
 from optikit.bench.axes import AXES
 from optikit.bench.report import figures, summarise
-from optikit.bench.report.content import all_fronts, axes_of, content
+from optikit.bench.report.content import all_fronts, axes_of, content, floor
 from optikit.bench.report.figures import course
 from optikit.bench.report.page import _script_safe
 from optikit.bench.report.thin import kept, share, short
@@ -81,10 +81,19 @@ def test_the_content_is_the_results(made):
         assert len(problem["curves"]) == len(scored.curves)
         for drawn, curve in zip(problem["curves"], scored.curves, strict=True):
             assert names[drawn["v"]] == curve.variant
-            assert drawn["gap"][-1] == pytest.approx(max(curve.gaps[-1], 1e-17), rel=1e-3)
+            assert drawn["gap"][-1] == pytest.approx(max(curve.gaps[-1], floor(scored)), rel=1e-3)
             assert all(len(cost) == len(drawn["gap"]) for cost in drawn["cost"].values())
     assert {t["optimizer"] for t in found["tuning"]} == {"method 0"}
     json.dumps(found, allow_nan=False)
+
+
+def test_a_gap_of_zero_is_drawn_just_below_the_others(made):
+    """It is that of the best trial, where nobody knows a better value."""
+    problem = made.problems[0]
+    zero, *others = (c._replace(gaps=[*c.gaps[:-1], 0.0]) for c in problem.curves[:3])
+    least = min(g for c in (zero, *others) for g in c.gaps if g > 0)
+    assert floor(problem._replace(curves=[zero, *others])) == least / 2
+    assert floor(problem._replace(curves=[zero._replace(gaps=[0.0])])) > 0
 
 
 def test_times_of_another_machine_are_on_no_shared_axis(made):

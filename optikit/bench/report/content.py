@@ -28,7 +28,7 @@ from optikit.bench.score import (
 from optikit.bench.tuning import Tuned
 
 FLOOR = 1e-17
-"""Gaps of zero are drawn here: a logarithmic axis has no zero."""
+"""No gap is drawn below this."""
 
 PROFILE_POINTS = 60
 
@@ -56,6 +56,7 @@ def content(
     clocked, _ = on_one_machine(problems)
     machine = {c.machine for p in clocked for c in p.curves}
     most = share(sum(len(p.curves) for p in problems))
+    least = {p.label: floor(p) for p in problems}
     profiles = _profiles(clocked, axes, targets, index)  # which may add a portfolio
     return {
         "axes": [
@@ -71,11 +72,21 @@ def content(
             {
                 "label": p.label,
                 "curves": [
-                    _curve(c, index[c.variant], axes, targets, most, c.machine in machine)
+                    _curve(
+                        c,
+                        index[c.variant],
+                        axes,
+                        targets,
+                        most,
+                        c.machine in machine,
+                        least[p.label],
+                    )
                     for c in p.curves
                 ],
                 "spectra": p.facts.get("spectra", []),
-                "fronts": {a.key: _front(fronts[p.label, a.key], index) for a in axes},
+                "fronts": {
+                    a.key: _front(fronts[p.label, a.key], index, least[p.label]) for a in axes
+                },
             }
             for p in problems
         ],
@@ -84,6 +95,16 @@ def content(
         "tuning": [_tuning(t) for t in tuned],
         "trials": _trials(problems, target),
     }
+
+
+def floor(problem: ProblemScore) -> float:
+    """Where gaps of zero are drawn, which a logarithmic axis has not: at half the least above zero.
+
+    Where the best value known is that of a trial, as of a network, its own gap is zero while all
+    others are far from it.
+    """
+    above = (gap for curve in problem.curves for gap in curve.gaps if gap > FLOOR)
+    return max(min(above, default=FLOOR) / 2, FLOOR)
 
 
 def axes_of(problems: Sequence[ProblemScore]) -> list[Axis]:
@@ -102,8 +123,9 @@ def curves_of(problems: Sequence[ProblemScore], variant: str) -> list[Curve]:
 
 
 def _curve(
-    curve: Curve, variant: int, axes: list[Axis], targets: Sequence[float], most: int, clocked: bool
-) -> dict[str, Any]:
+    curve: Curve, variant: int, axes: list[Axis], targets: Sequence[float], most: int,
+    clocked: bool, least: float,
+) -> dict[str, Any]:  # fmt: skip
     at = kept(curve.costs["steps"], curve.gaps, targets, most)
     untimed = not clocked or bool(curve.facts.get("invalid"))
     shown = [a.key for a in axes if not (untimed and a.key in MACHINE_AXES)]
@@ -111,7 +133,7 @@ def _curve(
         "v": variant,
         "kind": (curve.facts.get("certificate") or {}).get("kind", ""),
         "seed": curve.seed,
-        "gap": [short(max(curve.gaps[i], FLOOR)) for i in at],
+        "gap": [short(max(curve.gaps[i], least)) for i in at],
         "grad": [short(curve.grad_norms[i]) for i in at],
         "cost": {key: [short(curve.costs[key][i]) for i in at] for key in shown},
     }
@@ -123,11 +145,11 @@ def all_fronts(problems: Sequence[ProblemScore]) -> Fronts:
     return {(p.label, a.key): front(p, a.key) for p in chosen for a in axes_of(problems)}
 
 
-def _front(points: list[FrontPoint], index: Mapping[str, int]) -> list[list[Any]]:
+def _front(points: list[FrontPoint], index: Mapping[str, int], least: float) -> list[list[Any]]:
     """[cost, gap, variant] of a Pareto front, thinned."""
     at = kept(range(len(points)), [0.0] * len(points), (), PROFILE_POINTS)
     return [
-        [short(points[i].cost), short(max(points[i].gap, FLOOR)), index[points[i].variant]]
+        [short(points[i].cost), short(max(points[i].gap, least)), index[points[i].variant]]
         for i in at
     ]
 

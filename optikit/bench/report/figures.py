@@ -13,7 +13,7 @@ import numpy as np
 
 from optikit.bench import store
 from optikit.bench.axes import AXES
-from optikit.bench.report.content import FLOOR, axes_of, variant_names
+from optikit.bench.report.content import FLOOR, axes_of, floor, variant_names
 from optikit.bench.score import (
     Curve,
     ProblemScore,
@@ -184,14 +184,15 @@ def _legend(figure: Any, panels: Sequence[Any]) -> None:
 def _convergence(problem: ProblemScore, axes: Sequence[str], styles: Styles) -> Any:
     figure, panels = _panels(len(axes))
     figure.suptitle(problem.label, fontsize=9)
+    least = floor(problem)
     for panel, axis in zip(panels, axes, strict=True):
-        best = [(p.cost, max(p.gap, FLOOR)) for p in front(problem, axis) if p.cost > 0]
+        best = [(p.cost, max(p.gap, least)) for p in front(problem, axis) if p.cost > 0]
         if best:
             panel.step(*zip(*best, strict=True), where="post", color="#c9ced6", linewidth=5)
         for variant, style in styles.items():
             own = [c for c in problem.curves if c.variant == variant]
             if own and all(math.isfinite(x) for c in own for x in c.costs[axis]):
-                _course(panel, own, axis, variant, style)
+                _course(panel, own, axis, variant, style, least)
         panel.set(xscale="log", yscale="log", xlabel=AXES[axis].label)
         panel.set_ylabel(r"$(f - f^\ast) / (f_0 - f^\ast)$")
     _legend(figure, panels)
@@ -215,21 +216,23 @@ def _spectra(problem: ProblemScore) -> Any:
 
 
 def _course(
-    panel: Any, curves: Sequence[Curve], axis: str, variant: str, style: dict[str, Any]
-) -> None:
+    panel: Any, curves: Sequence[Curve], axis: str, variant: str, style: dict[str, Any],
+    least: float,
+) -> None:  # fmt: skip
     """A variant's median over seeds, with its band if there are several."""
-    costs, low, middle, high = course(curves, axis)
+    costs, low, middle, high = course(curves, axis, least=least)
     panel.step(costs, middle, where="post", label=variant, **style)
     if len(curves) > 1:
         panel.fill_between(costs, low, high, step="post", color=style["color"], alpha=0.15, lw=0)
 
 
 def course(
-    curves: Sequence[Curve], axis: str, points: int = 200
+    curves: Sequence[Curve], axis: str, points: int = 200, least: float = FLOOR
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(costs, 10 %, median, 90 %) of the gap over seeds, each seed a step function of cost.
 
-    A trial that has ended keeps its last gap. Costs of zero are left out, for a logarithmic axis.
+    A trial that has ended keeps its last gap; none is below `least`. Costs of zero are left out,
+    for a logarithmic axis.
     """
     every = np.unique(np.concatenate([np.asarray(c.costs[axis], float) for c in curves]))
     every = every[every > 0]
@@ -239,7 +242,7 @@ def course(
     gaps = np.empty((len(curves), costs.size))
     for i, curve in enumerate(curves):
         at = np.searchsorted(np.asarray(curve.costs[axis], float), costs, side="right") - 1
-        gaps[i] = np.maximum(np.asarray(curve.gaps, float), FLOOR)[np.maximum(at, 0)]
+        gaps[i] = np.maximum(np.asarray(curve.gaps, float), least)[np.maximum(at, 0)]
     logs = np.log(np.minimum(gaps, 1e300))
     low, middle, high = np.exp(np.quantile(logs, [0.1, 0.5, 0.9], axis=0))
     return costs, low, middle, high
