@@ -492,14 +492,16 @@ def untimed(record):
     return record.job, record.facts.get("status"), rows
 
 
-def test_interrupt_ends_with_130(lab):
-    process = subprocess.Popen(
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to-the-run", "from-the-terminal"])
+def test_interrupt_ends_with_130(lab, send):
+    with subprocess.Popen(
         [sys.executable, "-m", "optikit.cli", "run", "lab.yaml"], cwd=lab, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert any("[1/8]" in line for line in process.stderr)  # one trial is over, others are not
+        send(process.pid, signal.SIGINT)
+        stderr = process.stderr.read()
     assert process.returncode == 130
     assert "finished trials are kept" in stderr
     assert "Traceback" not in stderr

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -80,7 +81,8 @@ def _started(context: Any, spec: str) -> tuple[connection.Connection, Any]:
         answer, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(spec, theirs, list(sys.path)), daemon=True)
         try:
-            process.start()
+            with _uninterrupted():
+                process.start()
         except (EOFError, ConnectionError):
             answer.close()
             if tries == RESTARTS:
@@ -91,6 +93,24 @@ def _started(context: Any, spec: str) -> tuple[connection.Connection, Any]:
         finally:
             theirs.close()
     raise AssertionError  # the last try has raised
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put interrupts off: a worker that is cut off while it starts ends with a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _work(spec: str, answer: connection.Connection, path: list[str]) -> None:
