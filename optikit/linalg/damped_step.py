@@ -182,5 +182,5 @@ def decrease(scaled: Scaled, damped: Damped) -> Scalar:
 
 
 def norm(v: Array) -> Scalar:
-    """|v|, safe against overflow and underflow of the squares."""
-    return column_norms(v[:, None])[0]
+    """|v| of a vector in the units of the residuals, whose squares are in the value as well."""
+    return jnp.sqrt(jnp.sum(v**2))

@@ -95,7 +95,7 @@ def _inside(
         tolerance = (1e-10 if params.dtype.itemsize > 4 else 1e-4) if tol is None else tol
         known = jnp.maximum(state.scaling, column_norms(at.local.upper))
         d = jnp.where(known > 0, known, 1)
-        reach = norm(known * x).astype(dtype)
+        reach = tree.norm(known * x).astype(dtype)
         bound = jnp.where(jnp.isfinite(state.control), state.control, rule.first(reach))
         pressed = _pressed(at, lower, upper)
         boxed = _within_box(at.local, x, d, lower, upper, pressed, bound)
@@ -148,7 +148,7 @@ def _inside(
         status = jnp.where(ended, failed, Status.RUNNING.value)
         status = jnp.where(lives & exhausted, Status.CONVERGED_TO_PRECISION.value, status)
         status = jnp.where(lives & converged, Status.CONVERGED.value, status).astype(jnp.int32)
-        moved_by = jnp.where(accepted, norm(vector - x), 0).astype(dtype)
+        moved_by = jnp.where(accepted, tree.norm(vector - x), 0).astype(dtype)
         # never what the loop takes for rounding: this method judges that itself, by the slope
         reported = jnp.where(lives, jnp.maximum(promised, 2 * noise.value), jnp.inf)
         info = StepInfo(

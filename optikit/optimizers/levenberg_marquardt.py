@@ -137,7 +137,7 @@ def levenberg_marquardt(
         tolerance = (1e-10 if x.dtype.itemsize > 4 else 1e-4) if tol is None else tol
         known = jnp.maximum(state.scaling, column_norms(at.local.upper))
         d = jnp.where(known > 0, known, 1)
-        reach = norm(known * x.astype(d.dtype)).astype(dtype)
+        reach = tree.norm(known * x.astype(d.dtype)).astype(dtype)
         control = jnp.where(jnp.isfinite(state.control), state.control, rule.first(reach))
         scaled, projected = scaled_by(at.local, d), at.local.projected
         damped = rule.propose(scaled, projected, control)
@@ -203,7 +203,7 @@ def levenberg_marquardt(
         # never what the loop takes for rounding: this method judges that itself, by the slope
         reported = jnp.where(lives, jnp.maximum(promised, 2 * noise.value), jnp.inf)
         info = StepInfo(
-            step_norm=jnp.where(accepted, norm(change), 0).astype(dtype),
+            step_norm=jnp.where(accepted, tree.norm(change), 0).astype(dtype),
             accepted=accepted,
             counts=tally(price, counts),
             predicted=reported,
@@ -268,7 +268,7 @@ def rounding(at: Eval) -> Noise:
     """What rounding alone can do at a point."""
     x, dtype = tree.ravel(at.params), at.value.dtype
     eps = tree.eps(at.local.upper.dtype)
-    extent = norm(column_norms(at.local.upper) * x).astype(dtype)
+    extent = tree.norm(column_norms(at.local.upper) * x).astype(dtype)
     summed = 4 * eps * at.value
     uncertain = eps * extent * jnp.sqrt(2 * at.value)
     return Noise(summed, 2 * (summed + uncertain), 8 * eps * extent)
