@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import METHODS, NEEDS_RESIDUALS, NEEDS_STRUCTURE, optimizer
+from contracts import METHODS, NEEDS_LAYERS, NEEDS_RESIDUALS, NEEDS_STRUCTURE, optimizer
 
 import optikit as ok
 from optikit.linalg import least_norm as stages
@@ -46,7 +46,9 @@ def quartic_slope(x):
 
 # --- what the derivative is ----------------------------------------------------------------------
 
-BLACK_BOX = [m for m in METHODS if m not in NEEDS_STRUCTURE]
+CIRCLES = {"muon", "soap"}  # round the minimum, at a constant rate
+OTHERS = NEEDS_STRUCTURE | NEEDS_LAYERS | CIRCLES
+BLACK_BOX = [m for m in METHODS if m not in OTHERS]
 QUICK = {"newton", "lbfgs", "adam", "levenberg-marquardt"}
 
 
