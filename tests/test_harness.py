@@ -494,8 +494,13 @@ def untimed(record):
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to-the-run", "from-the-terminal"])
 def test_interrupt_ends_with_130(lab, send):
+    # a process that was started in the background ignores interrupts, and so do its own
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('optikit.cli', run_name='__main__')"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "optikit.cli", "run", "lab.yaml"], cwd=lab, text=True,
+        [sys.executable, "-c", program, "run", "lab.yaml"], cwd=lab, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
