@@ -49,9 +49,14 @@ def test_a_reference_that_was_not_run_is_named(results):
 def test_the_page_says_it_where_the_study_names_a_reference(results, tmp_path):
     for reference, said in (("method 1", True), (None, False), ("nobody", False)):
         study = results.study.model_copy(update={"reference": reference})
-        page = tmp_path / "report.html"
+        page = tmp_path / f"{reference}.html"
         write_page(page, study, results.jobs, results.records, results.problems, results.summary)
         assert ("To where method 1 ended" in page.read_text(encoding="utf-8")) == said
+    told = (tmp_path / "method 1.html").read_text(encoding="utf-8")
+    for axis in ("warm", "cold"):
+        for match in matched(results.problems, axis, "method 1"):
+            shown = [f"{x:.3g}" if np.isfinite(x) else "-" for x in (match.cost, match.ratio)]
+            assert f"<td class=n>{shown[0]}</td><td class=n>{shown[1]}</td>" in told, axis
 
 
 def test_a_cosine_rises_and_falls_to_nothing():

@@ -203,16 +203,17 @@ def matched_tables(problems: Sequence[ProblemScore], reference: str | None) -> s
         return ""  # only a study that names one asks
     chosen, _ = on_one_machine(problems)
     try:
-        found = {axis: matched(chosen, axis, reference) for axis in ("warm", "steps")}
+        found = [matched(chosen, axis, reference) for axis in ("warm", "cold", "steps")]
     except ValueError:
         return ""  # it was never run, or has several variants
-    by_problem: dict[str, list[tuple[Matched, Matched]]] = {}
-    for warm, steps in zip(*found.values(), strict=True):
-        by_problem.setdefault(warm.problem, []).append((warm, steps))
+    by_problem: dict[str, list[tuple[Matched, ...]]] = {}
+    for row in zip(*found, strict=True):
+        by_problem.setdefault(row[0].problem, []).append(row)
     tables = "".join(
         f"<h3>{html.escape(label)}</h3><div class=scroll><table><thead><tr><th>optimizer</th>"
-        "<th>seconds, warm</th><th>times the reference's</th><th>steps</th><th>reached</th>"
-        "<th>least gap</th></tr></thead><tbody>"
+        "<th>seconds, warm</th><th>times the reference's</th><th>seconds with compilation</th>"
+        "<th>times the reference's</th><th>steps</th><th>reached</th><th>least gap</th></tr></thead>"
+        "<tbody>"
         f"{''.join(_match(*row) for row in sorted(rows, key=lambda row: row[0].cost))}"
         "</tbody></table></div>"
         for label, rows in by_problem.items()
@@ -227,8 +228,8 @@ def matched_tables(problems: Sequence[ProblemScore], reference: str | None) -> s
     return f"<details open>{title}{note}{tables}</details>"
 
 
-def _match(warm: Matched, steps: Matched) -> str:
-    shown = (warm.cost, warm.ratio, steps.cost)
+def _match(warm: Matched, cold: Matched, steps: Matched) -> str:
+    shown = (warm.cost, warm.ratio, cold.cost, cold.ratio, steps.cost)
     numbers = [f"{x:.3g}" if math.isfinite(x) else "-" for x in shown]
     cells = [*numbers, f"{warm.reached} of {warm.trials}", f"{warm.gap:.2g}"]
     told = "".join(f"<td class=n>{cell}</td>" for cell in cells)
