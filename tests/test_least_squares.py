@@ -94,6 +94,21 @@ def test_fewer_residuals_than_parameters(method):
     assert float(sol.value) < 1e-18
 
 
+def test_a_singular_minimum_is_an_end():
+    """Powell's function: J loses rank as the minimum nears, and no step ever settles a digit."""
+
+    def powell(x):
+        a, b, c, d = x
+        flat = jnp.stack([(b - 2 * c) ** 2, 10**0.5 * (a - d) ** 2])
+        return jnp.concatenate([jnp.stack([a + 10 * b, 5**0.5 * (c - d)]), flat])
+
+    for dtype, near in ((jnp.float64, 1e-9), (jnp.float32, 1e-2)):
+        start = jnp.asarray([3.0, -1.0, 0.0, 1.0], dtype)
+        sol = ok.least_squares(powell, start, method="levenberg-marquardt")
+        assert bool(sol.success), str(sol)
+        np.testing.assert_allclose(sol.params, 0, atol=near)
+
+
 def test_an_unused_parameter_stays_where_it_is():
     sol = ok.least_squares(
         lambda p: p["used"] ** 2 - 4.0, {"used": jnp.ones(2), "idle": jnp.asarray(7.0)}

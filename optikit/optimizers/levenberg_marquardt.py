@@ -190,6 +190,8 @@ def levenberg_marquardt(
         enough = jnp.where(left <= noise.projected, 1, PATIENCE)
         exhausted = resolved & ((idle >= enough) | (rejected >= 3))
         exhausted |= drifting & nearly
+        # what is promised lies in directions that J does not resolve: steps would creep for ever
+        exhausted |= accepted & full & stationary & (predicted <= promised / 2)
         seen_finite = state.seen_finite | finite
         failed = jnp.where(seen_finite, Status.STALLED.value, Status.NOT_FINITE.value)
         ended = drifting | (rejected >= max_trials)
