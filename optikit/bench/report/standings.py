@@ -212,8 +212,8 @@ def matched_tables(problems: Sequence[ProblemScore], reference: str | None) -> s
     tables = "".join(
         f"<h3>{html.escape(label)}</h3><div class=scroll><table><thead><tr><th>optimizer</th>"
         "<th>seconds, warm</th><th>times the reference's</th><th>seconds with compilation</th>"
-        "<th>times the reference's</th><th>steps</th><th>reached</th><th>least gap</th></tr></thead>"
-        "<tbody>"
+        "<th>times the reference's</th><th>steps</th><th>reached</th><th>least gap</th></tr>"
+        "</thead><tbody>"
         f"{''.join(_match(*row) for row in sorted(rows, key=lambda row: row[0].cost))}"
         "</tbody></table></div>"
         for label, rows in by_problem.items()
