@@ -1,5 +1,7 @@
 """How programs are compiled: what the loop carries, which options suit which size."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,30 @@ def test_a_packed_loop_batches():
         return while_loop(lambda c: c[0] > 1, lambda c: (c[0] / 2, c[1] + 1), (x, 0))[1]
 
     np.testing.assert_array_equal(jax.vmap(halved)(jnp.array([1.0, 3.0, 100.0])), [0, 2, 7])
+
+
+def test_a_trace_is_not_interrupted_by_garbage_collection():
+    """And whether collection was on is as before, also where the function raises."""
+    seen = []
+
+    def function(x, fail):
+        seen.append(gc.isenabled())
+        if fail:
+            raise RuntimeError
+        return x + 1
+
+    program = compiled.jit(function, static_argnames=("fail",))
+    try:
+        for on in (True, False):
+            (gc.enable if on else gc.disable)()
+            program(jnp.ones(2 + on), fail=False)
+            assert gc.isenabled() == on
+            with pytest.raises(RuntimeError):
+                program(jnp.ones(2 + on), fail=True)
+            assert gc.isenabled() == on
+    finally:
+        gc.enable()
+    assert seen == [False] * 4
 
 
 def test_options_follow_the_size():

@@ -8,8 +8,10 @@ solves or more to repay what it costs them. Large problems whose time goes into 
 which no emitter touches, are compiled without the fusion emitters too.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping
+import gc
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -47,8 +49,14 @@ class Program:
     ):
         functools.update_wrapper(self, function)
         self._parameters, self._unweighed, self._products = parameters, unweighed, products
+
+        @functools.wraps(function)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            with _uncollected():
+                return function(*args, **kwargs)
+
         self._programs = [
-            (o, jax.jit(function, compiler_options=dict(o) or None, **options))
+            (o, jax.jit(traced, compiler_options=dict(o) or None, **options))
             for o in (THOROUGH, PRODUCTS, QUICK, AT_ONCE)
         ]
 
@@ -70,6 +78,22 @@ class Program:
         if chosen is THOROUGH and self._products is not None and not under_transformation():
             chosen = PRODUCTS if _applicable() and self._products(*args, **kwargs) else THOROUGH
         return next(p for o, p in self._programs if o is chosen)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: one of all objects, which tracing sets off, takes a tenth of a second.
+
+    Nearly all of a trace is kept, so there is little to be found.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def jit(
