@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from optikit.calculus.apart import warn_where_examples_meet
 from optikit.calculus.capture import Capture, Key, capture
 from optikit.calculus.objective import (
     Objective,
@@ -139,7 +140,7 @@ def find_layers(
 
     Args:
       single: of the model on one example alone (batches of one, along axis 0), for statistics by
-        example; a model whose examples see each other has no such.
+        example; a model whose examples see each other has no such, and a warning.
       max_size: length of a side above which only the diagonal of its factor is kept.
       exclude: leaves whose path holds one of these are loose on purpose, and the block with them.
 
@@ -148,6 +149,8 @@ def find_layers(
     """
     predict, inputs = model_of(objective, args)
     if single:
+        check_examples(inputs)
+        warn_where_examples_meet(objective, predict, params, inputs)
         predict, inputs = one_example(predict), _first(inputs)
     found = capture(predict, params, inputs)
     flat = jax.tree_util.tree_leaves_with_path(params)
@@ -212,7 +215,6 @@ def one_example(predict: Any) -> Any:
 
 
 def _first(inputs: Any) -> Any:
-    check_examples(inputs)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from optikit.calculus.apart import warn_where_examples_meet
 from optikit.calculus.columns import COLUMNS_AT_ONCE
 from optikit.calculus.objective import (
     Objective,
@@ -185,6 +186,8 @@ def _penalty(objective: Objective, params: Params, dtype: Any) -> tuple[Array, A
 def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
     objective = oracle.objective
     inputs, targets, weights = split_data(objective, oracle.args)
+    check_examples(inputs)
+    warn_where_examples_meet(objective, lambda p, x: outputs_of(objective, p, x), params, inputs)
     flat, unravel = ravel_pytree(params)
     outputs, pull = jax.vjp(lambda v: outputs_of(objective, unravel(v), inputs), flat)
     loss = loss_of(objective)
@@ -223,6 +226,8 @@ def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
 
 def _variational(objective: Objective, params: Params, args: tuple) -> RowSource:
     flat, unravel = ravel_pytree(params)
+    check_examples(args[0])
+    warn_where_examples_meet(objective, objective.fun, params, args[0])
     found = estimate(objective.fun, local_energy_of(objective), params, args)
     off = deviations(found)
     width = off.shape[1]
@@ -249,7 +254,6 @@ def _jacobians(
     function: Callable[[Array, Any], Array], flat: Array, data: Any, index: Array
 ) -> Float[Array, "b ... n"]:
     """Each example's Jacobian alone, in reverse mode."""
-    check_examples(data)
 
     def one(i: Array) -> Array:
         example = jax.tree.map(lambda x: jnp.take(jnp.asarray(x), i, axis=0, mode="clip"), data)
