@@ -198,3 +198,98 @@ def test_mistakes_raise():
         jax.jit(lambda x: ok.advise(lambda y: jnp.sum(y**2), x).accuracy)(jnp.ones(2))
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda x: ok.minimize(lambda y: jnp.sum(y**2), x, method="advise"))(jnp.ones(2))
+    bowl, start = (lambda x: jnp.sum(x**2)), jnp.ones(2)
+    for wrong in ({"accuracy": -1.0}, {"accuracy": float("nan")}, {"rehearsals": -1}):
+        with pytest.raises(ValueError, match="must not be negative"):
+            ok.advise(bowl, start, **wrong)
+    with pytest.raises(TypeError, match=r"write methods=\['lbfgs'\]"):
+        ok.advise(bowl, start, methods="lbfgs")
+    with pytest.raises(ValueError, match="methods is empty"):
+        ok.advise(bowl, start, methods=[])
+    with pytest.raises(TypeError, match="give fun itself"):
+        ok.advise(ok.hessian(bowl, start), start)
+    for look in (ok.advise, ok.certify):
+        with pytest.raises(TypeError, match="bfloat16: eigenvalues cannot be had"):
+            look(bowl, start.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"ask ok\.advise"):
+        ok.minimize_many(bowl, jnp.ones((3, 2)), method="advise")
+
+
+# --- unusual objectives ---------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def reverse_only(x):
+    return jnp.tanh(x) + x
+
+
+reverse_only.defvjp(
+    lambda x: (jnp.tanh(x) + x, x), lambda x, g: (g * (2 - jnp.tanh(x) ** 2),)
+)  # fmt: skip
+
+
+@jax.custom_vjp
+def called_back(x):
+    """|x|^2 on the host, where JAX cannot look."""
+    return jax.pure_callback(
+        lambda v: np.sum(np.asarray(v) ** 2), jax.ShapeDtypeStruct((), x.dtype), x,
+        vmap_method="sequential",
+    )  # fmt: skip
+
+
+def pulled_back(x, g):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    slope = jax.pure_callback(lambda v: 2 * np.asarray(v), shape, x, vmap_method="sequential")
+    return (g * slope,)
+
+
+called_back.defvjp(lambda x: (called_back(x), x), pulled_back)
+
+
+def test_without_forward_mode_what_needs_it_has_no_price_and_is_no_candidate():
+    fit = ok.residuals(lambda p, t: reverse_only(p * t) - t)
+    found = ok.advise(fit, jnp.zeros(3), (jnp.arange(1.0, 4.0),), seconds=1e-6, rehearsals=0)
+    assert {"grad", "hvp", "vjp", "hessian"} <= set(found.prices)
+    assert not {"jvp", "ggnvp", "jacobian"} & set(found.prices)
+    names = {p.method for p in found.predictions}
+    assert "newton" in names
+    assert not {"gauss-newton", "levenberg-marquardt"} & names
+
+
+def test_without_hessian_products_it_says_what_is_missing():
+    with pytest.raises(TypeError, match=r"Hessian products, and the objective has none.*'lbfgs'"):
+        ok.advise(called_back, jnp.ones(2), seconds=1e-6)
+
+
+def test_what_is_recommended_has_been_seen_to_run_or_nothing_did():
+    names = ["lbfgs", "newton", "newton-bfgs"]
+
+    def tent(x):  # one rehearsal was asked for; none of the methods can end at the kink
+        return jnp.sum(jnp.abs(x - jnp.array([1.0, 2.0])))
+
+    found = ok.advise(tent, jnp.zeros(2), methods=names, seconds=1e-3, rehearsals=1)
+    assert {p.source for p in found.predictions} == {"failed"}
+    assert "every method that was tried" in found.reason
+
+    def bent(x):  # has no Hessian at the start: Newton's method cannot begin
+        return jnp.sum(jnp.abs(x) ** 1.5 + (x - 1) ** 2)
+
+    found = ok.advise(bent, jnp.zeros(2), methods=["newton", "bfgs"], seconds=1e-3, rehearsals=1)
+    assert found.predictions[0].source in ("rehearsed", "extrapolated")
+    assert found.predictions[-1].source == "failed"
+    assert "without convergence ended 'newton'" in found.reason
+    assert ok.minimize(bent, jnp.zeros(2), method=found.method).success
+
+
+def test_a_start_without_a_gradient_or_an_accuracy_below_rounding_is_no_error():
+    def hill(x):  # the start is a maximum, with a curved valley around it
+        y = x**2
+        return jnp.sum(100 * (y[1:] - y[:-1] ** 2) ** 2 + (1 - y[:-1]) ** 2)
+
+    found = ok.advise(
+        hill, jnp.zeros(6), methods=["newton-cg"], seconds=1e-6, rehearsals=1, accuracy=0.0
+    )
+    only = found.predictions[0]
+    assert found.start.grad_norm == 0
+    assert only.source == "extrapolated"  # the time was for 16 steps
+    assert np.isfinite([only.steps, only.seconds]).all()

@@ -39,7 +39,8 @@ class Probe(NamedTuple):
       size: the number of parameters; with k nodes of as many parameters, all eigenvalues are known.
       decrease: g' H^-1 g / 2, what the quadratic model promises; infinite where it has no minimum.
       noise_scale: tr(covariance of example gradients) / |g|^2 in examples: batches much smaller
-        than that are mostly noise. None for an objective that has no examples.
+        than that are mostly noise; infinite without a gradient. None for an objective that has no
+        examples.
     """
 
     value: float
