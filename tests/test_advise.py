@@ -58,6 +58,17 @@ def test_a_probe_of_a_saddle_or_a_stationary_point():
     np.testing.assert_allclose(found.nodes, [-6, 2, 2], atol=1e-12)
 
 
+def test_a_probe_counts_no_rounding_as_negative_and_squares_nothing_large():
+    rows = jnp.asarray(RNG.normal(size=(2, 6)))  # rank 2 of 6: four eigenvalues are rounding
+    for unit in (1.0, 1e12, 1e-12):
+        flat = ok.calculus.black_box(lambda x, u: u * jnp.sum((rows @ x - 1) ** 2))
+        found = probe(flat, jnp.ones(6), (jnp.asarray(unit),))
+        assert found.negative == 0
+        assert found.condition[1] == np.inf
+    steep = probe(ok.calculus.black_box(lambda x: jnp.sum(jnp.exp(x))), jnp.full(3, 600.0), ())
+    assert steep.decrease == pytest.approx(3 * np.exp(600) / 2, rel=1e-8)  # g^2 / H of each
+
+
 def test_prices_are_of_what_exists_and_count_the_operations():
     found = oracle_prices(LOGISTIC, jnp.full(N, 0.1), (ROWS, LABELS), seconds=0.05)
     assert set(found) == {
@@ -167,8 +178,8 @@ def test_minimize_by_advice_says_why_and_asks_once(monkeypatch, advice):
     calls = []
     monkeypatch.setattr(choose, "_ADVISED", type(choose._ADVISED)())
     monkeypatch.setattr("optikit.analyze.advise", lambda *a, **k: calls.append(a) or advice)
-    for _ in range(2):
-        sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method="advise")
+    for tol in (1e-8, jnp.asarray(1e-8)):
+        sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method="advise", tol=tol)
         assert sol.success
         assert sol.method == advice.method
         assert sol.reason == advice.reason

@@ -114,11 +114,11 @@ def multi_start(
       starts: params with the starts along axis 0 of every leaf; or a sampler, key -> params, of
         which `count` starts are drawn with `key`.
       count: starts to draw, for a sampler.
-      distance: end points are the same if no parameter differs by more than this, relative to its
-        size there or to what is usual for it among the starts or the ends, whichever is largest,
-        and their values by more relative to theirs or to what a start usually gains; so that units
-        do not matter. By default 1e-4 in float64 and 1e-2 in float32, since values near a minimum
-        fix the parameters to half the digits only.
+      distance: end points are the same if no leaf of theirs differs by more than this in length,
+        relative to its length there or to what is usual among the starts or the ends, whichever
+        is largest, and their values by no more relative to theirs or to what a start usually
+        gains; so units do not matter where each leaf has its own. By default 1e-4 in float64 and
+        1e-2 in float32, since values near a minimum fix the parameters to half the digits only.
       certified: how many of the lowest get a certificate.
 
     Cost: the solves, in the solutions' counts; a value at each start; of each certificate 21 grads
@@ -209,8 +209,8 @@ def _ranked(objective, starts, args, solutions: Solution, distance, certified) -
     if order.size:
         before = np.asarray(_values(starts, args, objective=objective), float)
         gain = _usual((before - values)[success], 1.0)
-        points, usual = _points(starts, solutions.params, success)
-        for rank, members in enumerate(_groups(points, values, usual, gain, order, distance)):
+        leaves = _leaves(starts, solutions.params, success)
+        for rank, members in enumerate(_groups(leaves, values, gain, order, distance)):
             found = _one(solutions, np.int32(members[0]))
             certificate = _certificate(objective, found.params, args) if rank < certified else None
             minima.append(Minimum(found, certificate, tuple(members)))
@@ -229,38 +229,41 @@ def _values(starts, args, *, objective):
     return jax.vmap(lambda p: bind(objective, args).value(p))(starts)
 
 
-def _points(starts: Params, ends: Params, success: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All ends as rows, and the usual size of each of their entries."""
-    rows, sizes = [], []
+def _leaves(starts: Params, ends: Params, success: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Of every leaf the ends as rows, and their usual length; 1 where the starts are zero."""
+    found = []
     for start, end in zip(jax.tree.leaves(starts), jax.tree.leaves(ends), strict=True):
         before, after = (np.asarray(x, float).reshape(len(success), -1) for x in (start, end))
-        # an entry that every start has at zero is taken to be as large as its fellows in the leaf
-        among = _usual(before[success], 0.0)
-        among = np.where(among > 0, among, among.max(initial=0) or 1.0)
-        rows.append(after)
-        sizes.append(np.maximum(among, np.median(np.abs(after[success]), axis=0)))
-    return np.concatenate(rows, axis=1), np.concatenate(sizes)
+        among = _usual(np.linalg.norm(before[success], axis=1), 1.0)
+        found.append((after, max(among, float(np.median(np.linalg.norm(after[success], axis=1))))))
+    return found
 
 
-def _usual(numbers: np.ndarray, otherwise: float) -> np.ndarray:
-    """The median size along axis 0 of those that are finite and not zero."""
+def _usual(numbers: np.ndarray, otherwise: float) -> float:
+    """The median size of those that are finite and not zero."""
     sizes = np.abs(numbers)
-    kept = np.ma.masked_where(~np.isfinite(sizes) | (sizes == 0), sizes)
-    return np.ma.filled(np.ma.median(kept, axis=0), otherwise)
+    kept = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return float(np.median(kept)) if kept.size else otherwise
 
 
 def _groups(
-    points: np.ndarray, values: np.ndarray, usual: np.ndarray, gain: np.ndarray, order: np.ndarray,
+    leaves: list[tuple[np.ndarray, float]], values: np.ndarray, gain: float, order: np.ndarray,
     distance: float,
 ) -> list[list[int]]:  # fmt: skip
     """End points in the order of their values, gathered around the lowest of each group."""
+
+    def same(i: int, lead: int) -> bool:
+        return all(
+            np.linalg.norm(x[i] - x[lead]) <= distance * max(usual, np.linalg.norm(x[lead]))
+            for x, usual in leaves
+        )
+
     groups: list[list[int]] = []
     leads = np.zeros(0)  # the values of the lowest, which ascend
     for i in order.tolist():
         near = values[i] - leads <= distance * np.maximum(gain, np.abs(leads))
         for which in np.flatnonzero(near).tolist():
-            lead = points[groups[which][0]]
-            if np.all(np.abs(points[i] - lead) <= distance * np.maximum(usual, np.abs(lead))):
+            if same(i, groups[which][0]):
                 groups[which].append(i)
                 break
         else:
