@@ -1,5 +1,7 @@
 """`advise`: prices, probes, predictions: identities against dense float64 definitions."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,7 +171,8 @@ def test_what_was_rehearsed_to_the_end_is_what_a_solve_takes(advice):
     assert [p.seconds for p in advice.predictions] == sorted(p.seconds for p in advice.predictions)
     assert advice.method == advice.predictions[0].method
     assert advice.near.grad_norm < advice.start.grad_norm
-    text = str(advice)
+    text, rows = str(advice), advice.predictions
+    assert "1020 KiB" in str(replace(advice, predictions=(replace(rows[0], bytes=1020 * 1024.0),)))
     for word in ("take", "newton", "lbfgs", "gradient-descent", "cholesky", "condition"):
         assert word in text
 

@@ -364,4 +364,4 @@ def _bytes(number: float) -> str:
         if number < 1024 or unit == "GiB":
             break
         number /= 1024
-    return f"{number:.3g} {unit}"
+    return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
