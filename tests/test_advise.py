@@ -1,5 +1,7 @@
 """`advise`: prices, probes, predictions: identities against dense float64 definitions."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,17 @@ def test_a_probe_of_a_saddle_or_a_stationary_point():
     assert found.negative == 1
     assert found.condition == (np.inf, np.inf)
     np.testing.assert_allclose(found.nodes, [-6, 2, 2], atol=1e-12)
+
+
+def test_a_probe_counts_no_rounding_as_negative_and_squares_nothing_large():
+    rows = jnp.asarray(RNG.normal(size=(2, 6)))  # rank 2 of 6: four eigenvalues are rounding
+    for unit in (1.0, 1e12, 1e-12):
+        flat = ok.calculus.black_box(lambda x, u: u * jnp.sum((rows @ x - 1) ** 2))
+        found = probe(flat, jnp.ones(6), (jnp.asarray(unit),))
+        assert found.negative == 0
+        assert found.condition[1] == np.inf
+    steep = probe(ok.calculus.black_box(lambda x: jnp.sum(jnp.exp(x))), jnp.full(3, 600.0), ())
+    assert steep.decrease == pytest.approx(3 * np.exp(600) / 2, rel=1e-8)  # g^2 / H of each
 
 
 def test_prices_are_of_what_exists_and_count_the_operations():
@@ -158,7 +171,8 @@ def test_what_was_rehearsed_to_the_end_is_what_a_solve_takes(advice):
     assert [p.seconds for p in advice.predictions] == sorted(p.seconds for p in advice.predictions)
     assert advice.method == advice.predictions[0].method
     assert advice.near.grad_norm < advice.start.grad_norm
-    text = str(advice)
+    text, rows = str(advice), advice.predictions
+    assert "1020 KiB" in str(replace(advice, predictions=(replace(rows[0], bytes=1020 * 1024.0),)))
     for word in ("take", "newton", "lbfgs", "gradient-descent", "cholesky", "condition"):
         assert word in text
 
@@ -167,8 +181,8 @@ def test_minimize_by_advice_says_why_and_asks_once(monkeypatch, advice):
     calls = []
     monkeypatch.setattr(choose, "_ADVISED", type(choose._ADVISED)())
     monkeypatch.setattr("optikit.analyze.advise", lambda *a, **k: calls.append(a) or advice)
-    for _ in range(2):
-        sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method="advise")
+    for tol in (1e-8, jnp.asarray(1e-8)):
+        sol = ok.minimize(LOGISTIC, jnp.zeros(N), args=(ROWS, LABELS), method="advise", tol=tol)
         assert sol.success
         assert sol.method == advice.method
         assert sol.reason == advice.reason
@@ -198,3 +212,98 @@ def test_mistakes_raise():
         jax.jit(lambda x: ok.advise(lambda y: jnp.sum(y**2), x).accuracy)(jnp.ones(2))
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda x: ok.minimize(lambda y: jnp.sum(y**2), x, method="advise"))(jnp.ones(2))
+    bowl, start = (lambda x: jnp.sum(x**2)), jnp.ones(2)
+    for wrong in ({"accuracy": -1.0}, {"accuracy": float("nan")}, {"rehearsals": -1}):
+        with pytest.raises(ValueError, match="must not be negative"):
+            ok.advise(bowl, start, **wrong)
+    with pytest.raises(TypeError, match=r"write methods=\['lbfgs'\]"):
+        ok.advise(bowl, start, methods="lbfgs")
+    with pytest.raises(ValueError, match="methods is empty"):
+        ok.advise(bowl, start, methods=[])
+    with pytest.raises(TypeError, match="give fun itself"):
+        ok.advise(ok.hessian(bowl, start), start)
+    for look in (ok.advise, ok.certify):
+        with pytest.raises(TypeError, match="bfloat16: eigenvalues cannot be had"):
+            look(bowl, start.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"ask ok\.advise"):
+        ok.minimize_many(bowl, jnp.ones((3, 2)), method="advise")
+
+
+# --- unusual objectives ---------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def reverse_only(x):
+    return jnp.tanh(x) + x
+
+
+reverse_only.defvjp(
+    lambda x: (jnp.tanh(x) + x, x), lambda x, g: (g * (2 - jnp.tanh(x) ** 2),)
+)  # fmt: skip
+
+
+@jax.custom_vjp
+def called_back(x):
+    """|x|^2 on the host, where JAX cannot look."""
+    return jax.pure_callback(
+        lambda v: np.sum(np.asarray(v) ** 2), jax.ShapeDtypeStruct((), x.dtype), x,
+        vmap_method="sequential",
+    )  # fmt: skip
+
+
+def pulled_back(x, g):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    slope = jax.pure_callback(lambda v: 2 * np.asarray(v), shape, x, vmap_method="sequential")
+    return (g * slope,)
+
+
+called_back.defvjp(lambda x: (called_back(x), x), pulled_back)
+
+
+def test_without_forward_mode_what_needs_it_has_no_price_and_is_no_candidate():
+    fit = ok.residuals(lambda p, t: reverse_only(p * t) - t)
+    found = ok.advise(fit, jnp.zeros(3), (jnp.arange(1.0, 4.0),), seconds=1e-6, rehearsals=0)
+    assert {"grad", "hvp", "vjp", "hessian"} <= set(found.prices)
+    assert not {"jvp", "ggnvp", "jacobian"} & set(found.prices)
+    names = {p.method for p in found.predictions}
+    assert "newton" in names
+    assert not {"gauss-newton", "levenberg-marquardt"} & names
+
+
+def test_without_hessian_products_it_says_what_is_missing():
+    with pytest.raises(TypeError, match=r"Hessian products, and the objective has none.*'lbfgs'"):
+        ok.advise(called_back, jnp.ones(2), seconds=1e-6)
+
+
+def test_what_is_recommended_has_been_seen_to_run_or_nothing_did():
+    names = ["lbfgs", "newton", "newton-bfgs"]
+
+    def tent(x):  # one rehearsal was asked for; none of the methods can end at the kink
+        return jnp.sum(jnp.abs(x - jnp.array([1.0, 2.0])))
+
+    found = ok.advise(tent, jnp.zeros(2), methods=names, seconds=1e-3, rehearsals=1)
+    assert {p.source for p in found.predictions} == {"failed"}
+    assert "every method that was tried" in found.reason
+
+    def bent(x):  # has no Hessian at the start: Newton's method cannot begin
+        return jnp.sum(jnp.abs(x) ** 1.5 + (x - 1) ** 2)
+
+    found = ok.advise(bent, jnp.zeros(2), methods=["newton", "bfgs"], seconds=1e-3, rehearsals=1)
+    assert found.predictions[0].source in ("rehearsed", "extrapolated")
+    assert found.predictions[-1].source == "failed"
+    assert "without convergence ended 'newton'" in found.reason
+    assert ok.minimize(bent, jnp.zeros(2), method=found.method).success
+
+
+def test_a_start_without_a_gradient_or_an_accuracy_below_rounding_is_no_error():
+    def hill(x):  # the start is a maximum, with a curved valley around it
+        y = x**2
+        return jnp.sum(100 * (y[1:] - y[:-1] ** 2) ** 2 + (1 - y[:-1]) ** 2)
+
+    found = ok.advise(
+        hill, jnp.zeros(6), methods=["newton-cg"], seconds=1e-6, rehearsals=1, accuracy=0.0
+    )
+    only = found.predictions[0]
+    assert found.start.grad_norm == 0
+    assert only.source == "extrapolated"  # the time was for 16 steps
+    assert np.isfinite([only.steps, only.seconds]).all()

@@ -281,6 +281,21 @@ WRONG = {
                "did you mean 'newton'"),
     "sampler": (lambda: ok.multi_start(sphere, jax.random.normal), ValueError, "count=None"),
     "no-starts": (lambda: ok.multi_start(sphere, jnp.ones((0, 2))), ValueError, "batch is empty"),
+    "one-start": (lambda: ok.multi_start(sphere, {"a": 1.0}), ValueError, "a'] is a single number"),
+    "unequal-starts": (lambda: ok.multi_start(sphere, [jnp.ones(2), jnp.ones(3)]), ValueError,
+                       r"starts\[0\] holds 2, starts\[1\] holds 3"),
+    "many-draws": (lambda: ok.multi_start(sphere, jax.random.normal, count=2.5), ValueError,
+                   "count=2.5"),
+    "needless-count": (lambda: ok.multi_start(sphere, jnp.ones((4, 2)), count=3), ValueError,
+                       "leave it out"),
+    "steps": (lambda: ok.multi_start(sphere, jnp.ones((4, 2)), max_steps=-1), ValueError,
+              "must not be negative; got -1"),
+    "distance": (lambda: ok.multi_start(sphere, jnp.ones((4, 2)), distance=-1.0), ValueError,
+                 "must not be negative; got -1"),
+    "bounded": (lambda: ok.multi_start(sphere, jnp.ones((4, 2)), method=ok.optimizers.bounded_lbfgs()),
+                TypeError, "which multi_start does not take"),
+    "jit": (lambda: jax.jit(lambda x: ok.multi_start(sphere, x).best.value)(jnp.ones((4, 2))),
+            ValueError, "outside jit and vmap"),
 }  # fmt: skip
 
 
@@ -409,3 +424,56 @@ def test_multi_start_reports_failures():
     assert "failed: 3" in str(found)
     with pytest.raises(ValueError, match="no start led to a minimum"):
         found.best  # noqa: B018
+
+
+def four_wells(p, a, b):
+    """Four minima of the same value, where a and b are the parameters' units."""
+    return ((p["x"] / a) ** 2 - 1) ** 2 + jnp.sum(((p["y"] / b) ** 2 - 1) ** 2)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("units", [(1.0, 1.0), (1e8, 1e8), (1e-8, 1e-8), (1e8, 1e-8)])
+def test_multi_start_tells_minima_apart_in_any_units(units, narrow):
+    a, b = (jnp.asarray(u, jnp.float32 if narrow else jnp.float64) for u in units)
+    drawn = jax.random.uniform(jax.random.key(1), (2, 24), a.dtype, -2.0, 2.0)
+    starts = {"x": a * drawn[0], "y": b * drawn[1][:, None]}
+    found = ok.multi_start(four_wells, starts, args=(a, b), certified=0)
+    assert len(found.minima) == 4
+    assert sum(len(m.starts) for m in found.minima) == 24
+    signs = {
+        (float(jnp.sign(m.params["x"])), float(jnp.sign(m.params["y"][0]))) for m in found.minima
+    }
+    assert len(signs) == 4
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e12, 1e-12])
+def test_rounding_noise_of_large_values_makes_no_minima(unit):
+    def noisy(x, c):  # one minimum; its value is the rounding of a difference
+        return unit * (jnp.sum(x**2) - 2 * jnp.sum(x * c) + jnp.sum(c**2))
+
+    starts = jax.random.uniform(jax.random.key(1), (20, 2), jnp.float32, -2.0, 2.0)
+    tol = 1e-4 * min(unit, 1.0)
+    found = ok.multi_start(noisy, starts, args=(jnp.float32([1.3, -0.7]),), tol=tol, certified=0)
+    assert len(found.minima) == 1
+
+
+def test_multi_start_without_curvature_is_uncertified():
+    @jax.custom_vjp
+    def hosted(x):
+        like = jax.ShapeDtypeStruct((), x.dtype)
+        return jax.pure_callback(
+            lambda v: np.sum(np.asarray(v) ** 2, axis=-1), like, x, vmap_method="expand_dims"
+        )
+
+    def slope(x, g):
+        return (
+            g * jax.pure_callback(lambda v: 2 * np.asarray(v), x, x, vmap_method="expand_dims"),
+        )
+
+    hosted.defvjp(lambda x: (hosted(x), x), slope)
+    found = ok.multi_start(hosted, jnp.ones((3, 2)), method="lbfgs")
+    assert found.best.certificate is None
+    assert found.best.starts == (0, 1, 2)
+    assert "uncertified" in str(found)
+    found = ok.multi_start(sphere, jnp.ones((3, 2), jnp.bfloat16))
+    assert found.best.certificate is None

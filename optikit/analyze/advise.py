@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ import jax
 from jax import core
 
 from optikit.analyze.instruments import as_subject
+from optikit.analyze.operator import check_wide
 from optikit.analyze.predict import APPROACH, LAWS, Prediction, predicted
-from optikit.analyze.prices import Price, oracle_prices
+from optikit.analyze.prices import Price, oracle_prices, products, refusal
 from optikit.analyze.probe import Probe, probe
-from optikit.calculus import Objective
+from optikit.calculus import Objective, bind
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.objective import residual_vector
 from optikit.core import Key, LinearOperator, Params, tree
@@ -111,13 +113,16 @@ def advise(
       methods: names to choose from; by default all that have a law and suit the problem.
       seconds: for measurements, compilation not counted; a third for prices, the rest for
         rehearsals.
-      rehearsals: how many methods to rehearse; 0 to go by the laws alone.
+      rehearsals: how many methods to rehearse. Then, as long as the quickest foretold is one that
+        was not, that one too, beyond `seconds`: what is recommended has been seen to run, unless
+        none of them did. 0 to go by the laws alone.
       key: for methods that draw random numbers.
 
     Raises:
       ValueError: a method without a law; a start where the objective or its gradient is not finite;
-        a call under `jit` or `vmap`, which cannot measure.
-      TypeError: as `minimize` does.
+        a negative accuracy, time or number; a call under `jit` or `vmap`, which cannot measure.
+      TypeError: as `minimize` does; an objective without Hessian products, as through a callback;
+        an operator; parameters narrower than float32.
 
     Example:
       >>> def valley(x):
@@ -130,18 +135,30 @@ def advise(
     if under_transformation() or any(isinstance(x, core.Tracer) for x in leaves):
         msg = "advise measures: call it outside jit and vmap, with arrays."
         raise ValueError(msg)
+    for name, number in {
+        "accuracy": accuracy,
+        "seconds": seconds,
+        "rehearsals": rehearsals,
+    }.items():
+        if number is not None and not number >= 0:
+            msg = f"{name} must not be negative; got {number}."
+            raise ValueError(msg)
     subject, params, args = as_subject(fun, params, args, has_aux)
-    assert not isinstance(subject, LinearOperator)
-    names = _candidates(subject, params, methods)
+    _check_curvature(subject, params, args)
+    assert isinstance(subject, Objective)
+    names = _candidates(subject, params, args, methods)
     dtype = tree.inner_dtype(params)
-    accuracy = default_tolerance(dtype) if accuracy is None else accuracy
+    accuracy = default_tolerance(dtype) if accuracy is None else float(accuracy)
     stage = _Stage(subject, params, args, accuracy, key)
 
-    prices = oracle_prices(subject, params, args, seconds=seconds / 3)
     start = probe(subject, params, args)
     if not math.isfinite(start.value + start.grad_norm):
-        msg = f"the objective is {start.value} at the start, its gradient {start.grad_norm}."
+        msg = (
+            f"the objective is {start.value} at the start, its largest gradient entry "
+            f"{start.grad_norm}: give params where both are finite."
+        )
         raise ValueError(msg)
+    prices = oracle_prices(subject, params, args, seconds=seconds / 3)
     _, call = stage.timed("lbfgs", 0)
     approach, took = stage.timed("lbfgs", APPROACH)
     near = probe(subject, approach.params, args) if tree.all_finite(approach.grad) else start
@@ -149,7 +166,8 @@ def advise(
     grads = max(prices["grad"].seconds - prices["dispatch"].seconds, 0.0)
     overhead = max((took - call) / steps - 1.2 * grads, 0.0)
 
-    target = accuracy * max(1.0, start.grad_norm)
+    # below rounding no gradient falls, whatever is asked
+    target = max(accuracy, float(tree.eps(dtype))) * max(1.0, start.grad_norm)
     reduction = min(target / start.grad_norm, 0.5) if start.grad_norm > 0 else 0.5
     common: dict[str, Any] = {
         "residuals": stage.residuals(), "itemsize": dtype.itemsize, "overhead": overhead,
@@ -164,13 +182,23 @@ def advise(
     if usual in order:
         order.remove(usual)
         order.insert(0, usual)
+    share = 2 * seconds / 3 / max(rehearsals, 1)
     for name in order[:rehearsals]:
-        share = 2 * seconds / 3 / max(rehearsals, 1)
         found[name] = stage.rehearsed(found[name], start, target, share)
-    ranked = tuple(sorted(found.values(), key=lambda p: p.seconds))
+    while rehearsals and _untried(best := _ranked(found)[0]):
+        found[best.method] = stage.rehearsed(best, start, target, share)
+    ranked = _ranked(found)
     return Advice(
         ranked[0].method, _reason(ranked, near, prices), ranked, prices, start, near, accuracy
     )
+
+
+def _ranked(found: Mapping[str, Prediction]) -> tuple[Prediction, ...]:
+    return tuple(sorted(found.values(), key=lambda p: p.seconds))
+
+
+def _untried(prediction: Prediction) -> bool:
+    return prediction.source == "spectrum" and math.isfinite(prediction.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,20 +281,51 @@ def _ended(found: Solution, limit: int) -> bool:
 def _steps_left(by_law: Prediction, done: int, now: float, start: Probe, target: float) -> float:
     """Steps to come: at the pace so far and by the law, whichever says more."""
     whole = math.log(max(start.grad_norm / target, 2.0))
-    gone = min(max(math.log(start.grad_norm / now) / whole, 0.0), 0.99) if now > 0 else 0.99
+    gone = 0.99 if now == 0 else 0.0
+    if now > 0 and start.grad_norm > 0:  # on a saddle there is no gradient to begin with
+        gone = min(max(math.log(start.grad_norm / now) / whole, 0.0), 0.99)
     at_pace = done / gone - done if gone > 0.05 else 0.0
     return max(at_pace, (1 - gone) * by_law.steps, 1.0)
 
 
-def _candidates(objective: Objective, params: Params, methods: Sequence[str] | None) -> list[str]:
+def _check_curvature(subject: Objective | LinearOperator, params: Params, args: tuple) -> None:
+    """Refuse what has no curvature to be looked at.
+
+    Raises:
+      TypeError: an operator, narrow parameters, an objective that JAX differentiates only once.
+    """
+    if isinstance(subject, LinearOperator):
+        msg = "advise needs an objective to run methods on; got a LinearOperator: give fun itself."
+        raise TypeError(msg)
+    check_wide(params)
+    jax.eval_shape(lambda p, a: bind(subject, a).value_and_grad(p).grad, params, args)
+    missing = refusal(products(subject)["hvp"], params, args, 1)
+    if missing is not None:
+        msg = (
+            "advise looks at Hessian products, and the objective has none: its gradient cannot be "
+            f"differentiated ({missing}). Use minimize with a method that takes gradients alone, "
+            "as 'lbfgs'."
+        )
+        raise TypeError(msg) from missing
+
+
+def _candidates(
+    objective: Objective, params: Params, args: tuple, methods: Sequence[str] | None
+) -> list[str]:
     n = tree.size(params)
-    fits = residual_vector(objective) is not None
     if methods is not None:
-        missing = sorted(set(methods) - set(LAWS))
+        if isinstance(methods, str):
+            msg = f"methods must be several names; got {methods!r}: write methods=[{methods!r}]."
+            raise TypeError(msg)
+        missing = [reprlib.repr(name) for name in methods if name not in LAWS]
         if missing or not methods:
-            msg = f"no law for {missing}: choose from {sorted(LAWS)}."
+            what = f"no law for {', '.join(missing)}" if missing else "methods is empty"
+            msg = f"{what}: choose from {sorted(LAWS)}."
             raise ValueError(msg)
         return list(dict.fromkeys(methods))
+    fits = residual_vector(objective) is not None and not refusal(
+        lambda p, a: bind(objective, a).residuals_and_jacobian(p), params, args
+    )
     least_squares = {"gauss-newton", "levenberg-marquardt"}
     return [
         name
@@ -277,7 +336,7 @@ def _candidates(objective: Objective, params: Params, methods: Sequence[str] | N
 
 def _reason(ranked: tuple[Prediction, ...], near: Probe, prices: Mapping[str, Price]) -> str:
     best = ranked[0]
-    if best.source == "failed":
+    if not math.isfinite(best.seconds):
         return "every method that was tried ended without convergence; look at `certify`."
     low, high = near.condition
     shape = (
@@ -294,6 +353,9 @@ def _reason(ranked: tuple[Prediction, ...], near: Probe, prices: Mapping[str, Pr
         ahead = others[0].seconds / best.seconds
         close = " (too close to call)" if ahead < max(best.factor, 1.1) else ""
         parts.append(f"next is {others[0].method!r} at {ahead:.2g} times that{close}")
+    failed = [repr(p.method) for p in ranked if p.source == "failed"]
+    if failed:
+        parts.append(f"without convergence ended {', '.join(failed)}")
     return "; ".join(parts) + "."
 
 
@@ -302,4 +364,4 @@ def _bytes(number: float) -> str:
         if number < 1024 or unit == "GiB":
             break
         number /= 1024
-    return f"{number:.3g} {unit}"
+    return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from optikit.analyze.certificate import Certificate
 from optikit.analyze.examine import ROWS, examine
+from optikit.analyze.operator import check_wide
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
 from optikit.core import Key, Params, as_box, start_inside, tree
@@ -61,7 +62,7 @@ def certify(
     Works under `jit` and `vmap`, where a point that is not finite gives `cannot-tell`, with NaN.
 
     Raises:
-      TypeError: fun is not scalar, or a parameter not floating point.
+      TypeError: fun is not scalar, or a parameter not floating point or narrower than float32.
       FloatingPointError: fun or its derivatives are not finite at params.
       ValueError: params outside of the bounds.
 
@@ -76,6 +77,7 @@ def certify(
     """
     objective, params, args = as_objective(fun, has_aux=has_aux), as_params(params), as_args(args)
     check_scalar(objective, params, args)
+    check_wide(params)
     box = None if bounds is None else as_box(bounds, params)
     if box is not None:
         params = start_inside(box, params)
@@ -142,6 +144,7 @@ def certify_many(
     objective, args = as_objective(fun, has_aux=has_aux), as_args(args)
     size = batch_size(params, args)
     params, args = as_params(params), jax.tree.map(jnp.asarray, args)
+    check_wide(params)
     box = None if bounds is None else as_box(bounds, params)
     if box is not None:
         params = start_inside(box, params)

@@ -54,6 +54,22 @@ class Flat(NamedTuple):
     dense_price: Counts
 
 
+def check_wide(params: Params) -> None:
+    """Refuse parameters in which there are no factorisations, nor digits for curvature.
+
+    Raises:
+      TypeError: a leaf is narrower than float32; it is named.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if leaf.dtype.itemsize < 4:
+            name = f"params{jax.tree_util.keystr(path)}"
+            msg = (
+                f"{name} is {leaf.dtype.name}: eigenvalues cannot be had in it; convert it to "
+                "float32, and back inside the function if that is the precision to be looked at."
+            )
+            raise TypeError(msg)
+
+
 def flat_operator(
     subject: Objective | LinearOperator,
     params: Params,

@@ -2,7 +2,8 @@
 
 A product is priced with its linearisation done: the price of a loop of eleven products less that of
 a loop of one, over ten. "jvp" and "vjp" are those of the residuals; of an objective without
-residuals "jvp" is the slope along a direction, and a "vjp" is its gradient.
+residuals "jvp" is the slope along a direction, and a "vjp" is its gradient. What JAX cannot
+differentiate that way, as a "jvp" through a `custom_vjp`, has no price.
 """
 
 import functools
@@ -72,6 +73,8 @@ def oracle_prices(
         found[kind] = _priced(single[kind], params, args, each)
     for kind, chain in products(objective).items():
         loop = functools.partial(_looped, chain)
+        if kind != "hvp" and refusal(loop, params, (args, jnp.asarray(1))):
+            continue
         one, eleven = (_priced(loop, params, (args, jnp.asarray(k)), each) for k in (1, 11))
         found[kind] = Price(
             max((eleven.seconds - one.seconds) / 10, 0.0),
@@ -80,7 +83,8 @@ def oracle_prices(
             one.compile_seconds,
         )
     for kind in ("hessian", "jacobian"):
-        if kind in single and n * found["hvp"].seconds <= seconds / 4:
+        quick = kind in single and n * found["hvp"].seconds <= seconds / 4
+        if quick and not refusal(single[kind], params, args):
             found[kind] = _priced(single[kind], params, args, each)
     if n <= DENSE_UP_TO:
         dtype = ravel_pytree(params)[0].dtype
@@ -93,6 +97,15 @@ def oracle_prices(
             if flops / SLOWEST <= seconds / 4:
                 found[kind] = _priced(function, matrix, (), each)
     return found
+
+
+def refusal(function: Callable, *args: Any) -> Exception | None:
+    """Why JAX has no program for function(*args), as without a derivative; None if it has."""
+    try:
+        jax.jit(function).lower(*args)  # tracing alone lets linearised custom_vjps through
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return error
+    return None
 
 
 def _looped(chain: Callable, params: Any, rest: tuple) -> Any:

@@ -39,7 +39,8 @@ class Probe(NamedTuple):
       size: the number of parameters; with k nodes of as many parameters, all eigenvalues are known.
       decrease: g' H^-1 g / 2, what the quadratic model promises; infinite where it has no minimum.
       noise_scale: tr(covariance of example gradients) / |g|^2 in examples: batches much smaller
-        than that are mostly noise. None for an objective that has no examples.
+        than that are mostly noise; infinite without a gradient. None for an objective that has no
+        examples.
     """
 
     value: float
@@ -115,7 +116,10 @@ def probe(
     found = _probe(params, args, objective=objective, num_products=num_products)
     value, largest, length, nodes, weights, errors = (np.asarray(x, np.float64) for x in found)
     convex = nodes[0] > 0
-    decrease = float(length**2 * np.sum(weights / nodes) / 2) if convex else np.inf
+    # in an order in which no square overflows
+    decrease = float(length * (length * np.sum(weights / nodes)) / 2) if convex else np.inf
+    rounding = len(nodes) * tree.eps(tree.inner_dtype(params)) * np.max(np.abs(nodes))
+    errors = np.maximum(errors, float(rounding))
     noise = _noise_scale(objective, params, args)
     return Probe(
         float(value), float(largest), nodes, weights, errors, tree.size(params), decrease, noise

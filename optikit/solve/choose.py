@@ -83,7 +83,12 @@ def advised(
 
     Raises:
       ValueError: under a transformation, where nothing can be measured.
+      TypeError: a tolerance that is traced.
     """
+    if isinstance(tol, core.Tracer):
+        msg = "method='advise' measures for a given tolerance: tol must be a number, not traced."
+        raise TypeError(msg)
+    tol = None if tol is None else float(tol)
     leaves, structure = jax.tree.flatten((params, args))
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
     asked = (objective, structure, shapes, jax.default_backend(), tol)

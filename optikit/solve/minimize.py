@@ -142,6 +142,12 @@ def as_optimizer(
         if method == "auto":
             name, reason = choose(objective, params, args)
             return named(name), reason
+        if method == "advise":
+            msg = (
+                "method='advise' is for minimize without bounds: ask ok.advise(fun, params, args) "
+                "of one problem, and give the .method that it names."
+            )
+            raise ValueError(msg)
         return named(method), ""
     if isinstance(method, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
         return from_optax(method), ""
