@@ -12,6 +12,7 @@ from optikit.linalg.signs import signs
 from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xnystrace, xtrace
 
 N = 60
+EPS32 = float(np.finfo(np.float32).eps)
 
 
 def symmetric(values, seed=0):
@@ -64,6 +65,39 @@ def test_ritz_pairs_keep_their_bounds(which, block, dtype):
         assert worst <= 1e-3 * scale, name
 
 
+@pytest.mark.parametrize("power", [-100, -66, 66, 100])
+def test_units_change_no_pair_and_no_bound(power):
+    """Squares of 2^-100 and 2^100 are not numbers of single precision."""
+    values = SPECTRA["clustered"]
+    unit = jnp.float32(2.0**power)
+    a = jnp.asarray(symmetric(values), jnp.float32)
+    for block in (1, 2):
+        one, other = (
+            eigenpairs(
+                lambda v, u=u: (a @ v) * u, N, 5, jax.random.key(0), dtype=a.dtype, block=block
+            )
+            for u in (jnp.float32(1), unit)
+        )
+        assert one.converged
+        assert other.converged
+        assert int(one.products) == int(other.products)
+        # the same up to rounding, which lengths taken in other units do otherwise
+        np.testing.assert_allclose(other.values / unit, one.values, atol=100 * EPS32 * 50)
+        np.testing.assert_allclose(other.residuals / unit, one.residuals, atol=100 * EPS32 * 50)
+
+
+@pytest.mark.parametrize(("k", "block", "basis"), [(1, 10, None), (1, 20, None), (4, 3, 12)])
+def test_a_restart_keeps_what_is_wanted_whatever_the_block(k, block, basis):
+    values = np.concatenate([np.linspace(0.0, 1.0, 290), 2.0 + np.arange(10.0)])
+    found = eigenpairs(
+        lambda v: jnp.asarray(values) * v, 300, k, jax.random.key(0), dtype=jnp.float64,
+        block=block, basis=basis,
+    )  # fmt: skip
+    assert found.converged
+    np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], rtol=1e-9)
+    assert int(found.products) < 300
+
+
 @pytest.mark.parametrize(("n", "k", "block"), [(5, 5, 2), (7, 2, 1), (1, 1, 1)])
 def test_a_small_space_is_searched_whole(n, k, block):
     values = np.arange(1.0, n + 1)
@@ -110,6 +144,20 @@ def test_pairs_that_do_not_fit_are_refused(bad):
         eigenpairs(
             lambda v: v, N, **{"k": 2, "key": jax.random.key(0), "dtype": jnp.float64, **bad}
         )
+
+
+def test_units_change_no_density():
+    a = jnp.asarray(symmetric(SPECTRA["clustered"]), jnp.float32)
+    for unit in (2.0**-100, 2.0**100):
+        one, other = (
+            lanczos_quadrature(
+                lambda v, u=u: (a @ v) * jnp.float32(u), jnp.zeros(N, a.dtype), jax.random.key(0),
+                num_probes=1, num_products=8,
+            )
+            for u in (1.0, unit)
+        )  # fmt: skip
+        np.testing.assert_allclose(other.nodes / np.float32(unit), one.nodes, atol=50 * 1e-4)
+        np.testing.assert_allclose(other.weights, one.weights, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(SPECTRA))

@@ -71,7 +71,7 @@ def examine(
         objective, params, args, at, gradient, s, near, reach, searched,
         code == _code(Kind.DEGENERATE), box, way_key,
     )  # fmt: skip
-    size = jnp.linalg.norm(gradient) + 3 * near.grad_noise
+    size = tree.norm(gradient) + 3 * near.grad_noise
     bounded = minimum & (s.lower > 0)
     mu = jnp.where(bounded, s.lower, 1)
     return Certificate(
@@ -89,10 +89,10 @@ def examine(
         because=because.astype(jnp.int32),
         value_noise=near.value_noise,
         grad_noise=near.grad_noise,
-        at_noise=jnp.linalg.norm(gradient) <= 3 * near.grad_noise,
+        at_noise=tree.norm(gradient) <= 3 * near.grad_noise,
         lower=s.lower,
         confidence=jnp.asarray(1.0 if dense else confidence, dtype),
-        gap=jnp.where(bounded, size**2 / (2 * mu), jnp.inf),
+        gap=jnp.where(bounded, size * (size / mu) / 2, jnp.inf),
         radius=jnp.where(bounded, size / mu, jnp.inf),
         num_negative=s.num_negative,
         num_flat=s.num_flat,
@@ -138,9 +138,9 @@ def _judge(
 ) -> tuple[Int[Array, ""], Int[Array, ""], Scalar, Scalar]:
     """The kind of the point, why it cannot be told, the Newton step's length, the decrement."""
     flat, eps = s.flat, tree.eps(s.values.dtype)
-    step_norm = jnp.linalg.norm(divided(s.along, jnp.abs(s.sizes), flat))
-    decrement = jnp.sum(divided(s.along**2, s.sizes, flat)) / 2
-    change = jnp.sum(divided(s.along**2, jnp.abs(s.sizes), flat)) / 2
+    step_norm = tree.norm(divided(s.along, jnp.abs(s.sizes), flat))
+    decrement = jnp.sum(s.along * divided(s.along, s.sizes, flat)) / 2
+    change = jnp.sum(s.along * divided(s.along, jnp.abs(s.sizes), flat)) / 2
     size = jnp.maximum(1, jnp.abs(at.value)).astype(change.dtype)
     # along flat directions there is no step to measure: the slope itself must be negligible beside
     # those that the curvature makes
@@ -170,7 +170,7 @@ def _judge(
     minimum = _code(Kind.MINIMUM)
     code, because = doubted(weak & (code != minimum) & (code != cannot), "weak")
     moving = (step_norm > tol * reach) | (change > tol * size) | ~still
-    at_noise = jnp.linalg.norm(gradient) <= 3 * near.grad_noise
+    at_noise = tree.norm(gradient) <= 3 * near.grad_noise
     strict = (code == minimum) | (code == _code(Kind.MAXIMUM))
     code, because = doubted(moving & at_noise & strict, "noise")
     curving = strict | (code == _code(Kind.SADDLE))

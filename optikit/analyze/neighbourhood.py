@@ -105,8 +105,8 @@ def look_around(
             found.value,
             jnp.vdot(signs, g, precision=HIGHEST),
             jnp.vdot(descent, g, precision=HIGHEST),
-            jnp.linalg.norm(g - before),
-            jnp.linalg.norm((g - gradient) + (before - gradient)),
+            tree.norm(g - before),
+            tree.norm((g - gradient) + (before - gradient)),
             jnp.isfinite(found.value) & jnp.all(jnp.isfinite(g)),
             tree.max_abs(tree.subtract(point, wanted)) == 0,
         )
@@ -114,7 +114,7 @@ def look_around(
 
     _, seen = lax.scan(one, gradient, (along, forward))
     values, signed, slopes, changes, lopsided, finite, reached = seen
-    size = jnp.linalg.norm(gradient)
+    size = tree.norm(gradient)
     value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
     value_noise = jnp.maximum(value_noise, eps * jnp.abs(at.value) / 4)
     grad_noise = jnp.maximum(_noise(signed, changes[1:ALONG]), eps * size / 4)
@@ -133,7 +133,7 @@ def look_around(
     bends = slower(by, far, 1.4) & (by > close / 10) & both
     start = jnp.vdot(descent, gradient, precision=HIGHEST)  # -g^T |H|^-1 g, and its mirror image
     middle, end = slopes[-2], slopes[-1]
-    slack = 3 * grad_noise * jnp.linalg.norm(descent)
+    slack = 3 * grad_noise * tree.norm(descent)
     rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
     resolved = jnp.any(changes[1 : 2 * ALONG] > 0) | jnp.all(d == 0)
     return Neighbourhood(
@@ -169,7 +169,8 @@ def _noise(values: Array, changes: Array) -> Scalar:
 
     def of(values: Array) -> Scalar:
         found = [
-            jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
+            tree.norm(jnp.diff(values, n=k)) / math.sqrt((ALONG - k) * math.comb(2 * k, k))
+            for k in ORDERS
         ]
         middle = jnp.median(jnp.stack(found))
         return jnp.where(jnp.isfinite(middle), middle, 0)

@@ -102,7 +102,7 @@ def _lanczos(product: Callable[[PyTree], PyTree], start: PyTree, k: int) -> tupl
         alpha = tree.vdot(q, w)
         w = tree.add_scaled(w, -alpha, q)
         w = tree.add_scaled(w, -tree.vdot(q, w), q)  # Paige's variant, once more
-        size = tree.vdot(w, w) ** 0.5
+        size = tree.norm(w)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), size))
         closed = ~(size > 10 * n**0.5 * eps * scale)  # and so on: zeros have no weight
         after = tree.scale(1 / jnp.where(closed, 1, size), w)
