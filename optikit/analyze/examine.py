@@ -8,6 +8,7 @@ contradicts, and what rounding noise hides, is not stated.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
@@ -41,7 +42,7 @@ def examine(
     gradient, unravel = ravel_pytree(at.grad)
     dtype, n = gradient.dtype, gradient.size
     usable = jnp.isfinite(at.value) & tree.all_finite(at.grad)
-    gradient = jnp.where(usable, gradient, 0)
+    gradient = multipliers = jnp.where(usable, gradient, 0)
     held = jnp.zeros((), jnp.int32)
     free, weak = None, jnp.asarray(False)
     if box is not None:
@@ -49,16 +50,29 @@ def examine(
         gradient = free * gradient
         held = jnp.sum(free == 0, dtype=jnp.int32)
     spectrum_key, near_key, way_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    if dense:
-        s, price = dense_evidence(objective, params, args, gradient, free, min(rows, n))
-    else:
-        s, price = krylov_evidence(
+
+    def evidence(free: Array | None) -> tuple[Evidence, Counts]:
+        if dense:
+            return dense_evidence(objective, params, args, gradient, free, min(rows, n))
+        return krylov_evidence(
             objective, params, args, gradient, free, min(rows, n, 4), num_products, confidence,
             spectrum_key,
         )  # fmt: skip
+
+    s, price = evidence(free)
     reach = jnp.maximum(1, tree.norm(params)).astype(dtype)
     newton, descent = (jnp.where(jnp.isfinite(v), v, 0) for v in (s.newton, s.step))
     near, looked = look_around(objective, params, args, at, newton, descent, free, box, near_key)
+    if box is not None:
+        doubtful = _doubtful(params, multipliers, free, near, box)
+        once_more = jnp.any(doubtful)
+        wider = jnp.maximum(free, doubtful)
+        held, weak = jnp.sum(wider == 0, dtype=jnp.int32), weak | once_more
+        # a loop of at most one turn: a condition would run under vmap whether needed or not
+        _, s = lax.while_loop(
+            lambda c: c[0], lambda _: (jnp.asarray(False), evidence(wider)[0]), (once_more, s)
+        )
+        price = times(1 + once_more.astype(jnp.int32), price)
     if tol is None:
         tol = 1e-4 if dtype.itemsize > 4 else 1e-2
     code, because, step_norm, decrement = _judge(s, near, at, gradient, reach, tol, dense, weak)
@@ -124,6 +138,20 @@ def _free(params: Params, at: Eval, gradient: Array, box: Box) -> tuple[Array, A
     holding = (active & pushed) | fixed
     weak = jnp.any(((x <= low) | (x >= high)) & ~pushed & ~fixed)
     return (~holding).astype(gradient.dtype), weak
+
+
+def _doubtful(
+    params: Params, multipliers: Array, free: Array, near: Neighbourhood, box: Box
+) -> Array:
+    """Ones where a bound holds by a multiplier that is noise, or gone where the Newton step ends.
+
+    Without it the parameter may move, and only its curvature keeps it.
+    """
+    x, low, high = (ravel_pytree(t)[0] for t in (params, box.lower, box.upper))
+    noise = 3 * near.grad_noise / jnp.sqrt(jnp.maximum(jnp.sum(free), 1))
+    sign = jnp.sign(multipliers)
+    gone = sign * near.beyond <= jnp.maximum(jnp.abs(multipliers) / 10, noise)
+    return (gone & (free == 0) & (low < high) & ((x <= low) | (x >= high))).astype(x.dtype)
 
 
 def _judge(

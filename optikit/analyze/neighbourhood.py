@@ -52,6 +52,7 @@ class Neighbourhood(NamedTuple):
       curved: whether the Hessian does not.
       resolved: whether the gradient changes at all on the line on which noise is measured.
       mirrored: whether the gradient along the Newton step changes as the Hessian says.
+      beyond: (n,), the whole gradient where the Newton step ends; () without bounds.
     """
 
     value_noise: Scalar
@@ -61,6 +62,7 @@ class Neighbourhood(NamedTuple):
     curved: Bool[Array, ""]
     resolved: Bool[Array, ""]
     mirrored: Bool[Array, ""]
+    beyond: Float[Array, " n"] | tuple[()]
 
 
 def look_around(
@@ -94,13 +96,14 @@ def look_around(
     along = jnp.asarray([*noisy, -coarse, coarse, -fine, fine, 0, 0], dtype)
     forward = jnp.asarray([0.0] * (2 * ALONG + 4) + [1.0, 2.0], dtype)
 
-    def one(before: Array, ts: tuple[Array, Array]):
-        a, b = ts
+    def one(carry: tuple[Array, Array | tuple[()]], ts: tuple[Array, Array]):
+        (before, beyond), (a, b) = carry, ts
         wanted = unravel(x + a * d + b * newton)
         point = wanted if box is None else box.project(wanted)
         found = door.value_and_grad(point)
         g = ravel_pytree(found.grad)[0]
-        g = g if free is None else free * g
+        if free is not None:
+            beyond, g = jnp.where(b == 1, g, beyond), free * g
         outcome = (
             found.value,
             jnp.vdot(signs, g, precision=HIGHEST),
@@ -110,9 +113,10 @@ def look_around(
             jnp.isfinite(found.value) & jnp.all(jnp.isfinite(g)),
             tree.max_abs(tree.subtract(point, wanted)) == 0,
         )
-        return g, outcome
+        return (g, beyond), outcome
 
-    _, seen = lax.scan(one, gradient, (along, forward))
+    begun = gradient, () if free is None else gradient
+    (_, beyond), seen = lax.scan(one, begun, (along, forward))
     values, signed, slopes, changes, lopsided, finite, reached = seen
     size = tree.norm(gradient)
     value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
@@ -137,7 +141,7 @@ def look_around(
     rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
     resolved = jnp.any(changes[1 : 2 * ALONG] > 0) | jnp.all(d == 0)
     return Neighbourhood(
-        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises
+        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises, beyond
     ), Counts(grad=POINTS)
 
 
