@@ -41,6 +41,9 @@ def examine(
     at = bind(objective, args).value_and_grad(params)
     gradient, unravel = ravel_pytree(at.grad)
     dtype, n = gradient.dtype, gradient.size
+    if dtype.itemsize < 4:
+        msg = f"params are {dtype.name}: cast them to float32, for the eigenvalues of the Hessian."
+        raise TypeError(msg)
     usable = jnp.isfinite(at.value) & tree.all_finite(at.grad)
     gradient = multipliers = jnp.where(usable, gradient, 0)
     held = jnp.zeros((), jnp.int32)
@@ -63,7 +66,7 @@ def examine(
     reach = jnp.maximum(1, tree.norm(params)).astype(dtype)
     newton, descent = (jnp.where(jnp.isfinite(v), v, 0) for v in (s.newton, s.step))
     near, looked = look_around(objective, params, args, at, newton, descent, free, box, near_key)
-    if box is not None:
+    if box is not None and free is not None:
         doubtful = _doubtful(params, multipliers, free, near, box)
         once_more = jnp.any(doubtful)
         wider = jnp.maximum(free, doubtful)

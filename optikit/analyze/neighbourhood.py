@@ -52,7 +52,7 @@ class Neighbourhood(NamedTuple):
       curved: whether the Hessian does not.
       resolved: whether the gradient changes at all on the line on which noise is measured.
       mirrored: whether the gradient along the Newton step changes as the Hessian says.
-      beyond: (n,), the whole gradient where the Newton step ends; () without bounds.
+      beyond: (n,), the whole gradient where the Newton step ends; (0,) without bounds.
     """
 
     value_noise: Scalar
@@ -62,7 +62,7 @@ class Neighbourhood(NamedTuple):
     curved: Bool[Array, ""]
     resolved: Bool[Array, ""]
     mirrored: Bool[Array, ""]
-    beyond: Float[Array, " n"] | tuple[()]
+    beyond: Float[Array, " m"]
 
 
 def look_around(
@@ -96,7 +96,7 @@ def look_around(
     along = jnp.asarray([*noisy, -coarse, coarse, -fine, fine, 0, 0], dtype)
     forward = jnp.asarray([0.0] * (2 * ALONG + 4) + [1.0, 2.0], dtype)
 
-    def one(carry: tuple[Array, Array | tuple[()]], ts: tuple[Array, Array]):
+    def one(carry: tuple[Array, Array], ts: tuple[Array, Array]):
         (before, beyond), (a, b) = carry, ts
         wanted = unravel(x + a * d + b * newton)
         point = wanted if box is None else box.project(wanted)
@@ -115,7 +115,7 @@ def look_around(
         )
         return (g, beyond), outcome
 
-    begun = gradient, () if free is None else gradient
+    begun = gradient, gradient[:0] if free is None else gradient
     (_, beyond), seen = lax.scan(one, begun, (along, forward))
     values, signed, slopes, changes, lopsided, finite, reached = seen
     size = tree.norm(gradient)

@@ -92,7 +92,7 @@ def eigenpairs(
     Memory: basis + kept + block vectors, and a few.
 
     Raises:
-      ValueError: k or block not between 1 and n, or a basis too small for them.
+      ValueError: k or block not between 1 and n, a basis too small for them, an unknown `which`.
 
     Example:
       >>> d = jnp.arange(1.0, 101.0)
@@ -239,12 +239,16 @@ def _order(which: Which) -> Callable[[Array, Array], Array]:
         at = jnp.arange(values.size, dtype=jnp.int32)
         return jnp.where(at < real, jnp.where(at % 2 == 0, real - 1 - at // 2, at // 2), at)
 
-    return {
+    known = {
         "largest": by(lambda values: -values),
         "smallest": by(lambda values: values),
         "magnitude": by(lambda values: -jnp.abs(values)),
         "ends": ends,
-    }[which]
+    }
+    if which not in known:
+        msg = f"unknown which={which!r}: use one of {', '.join(map(repr, known))}."
+        raise ValueError(msg)
+    return known[which]
 
 
 def _grow(product: Callable, f: _Found) -> tuple[_Found, Array]:
