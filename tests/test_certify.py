@@ -262,3 +262,19 @@ def test_a_negative_eigenvalue_that_hides_makes_no_minimum():
 
 def weighted(x, scales):
     return jnp.sum(scales * x**2) / 2
+
+
+@pytest.mark.parametrize("basis", [True, False])
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**100])
+def test_units_hide_no_negative_eigenvalue(unit, basis, monkeypatch):
+    """Squares of these gradients and products are not numbers of single precision."""
+    if not basis:
+        monkeypatch.setattr(evidence, "BASIS_UP_TO", 0)
+    x = jnp.zeros(LARGE, jnp.float32)
+    scales = np.where(np.arange(LARGE) == 7, -1, SPREAD) * unit
+    cert = ok.certify(weighted, x, (jnp.asarray(scales, jnp.float32),))
+    assert cert.kind == "saddle", str(cert)
+    assert cert.smallest == pytest.approx(-unit, rel=1e-3)
+    bowl = ok.certify(weighted, x, (jnp.asarray(SPREAD * unit, jnp.float32),))
+    assert bowl.kind == "minimum", str(bowl)
+    assert bowl.lower <= unit

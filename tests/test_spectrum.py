@@ -12,6 +12,7 @@ from optikit.linalg.signs import signs
 from optikit.linalg.trace import hutchinson, hutchinson_trace, xdiagonal, xnystrace, xtrace
 
 N = 60
+EPS32 = float(np.finfo(np.float32).eps)
 
 
 def symmetric(values, seed=0):
@@ -64,6 +65,39 @@ def test_ritz_pairs_keep_their_bounds(which, block, dtype):
         assert worst <= 1e-3 * scale, name
 
 
+@pytest.mark.parametrize("power", [-100, -66, 66, 100])
+def test_units_change_no_pair_and_no_bound(power):
+    """Squares of 2^-100 and 2^100 are not numbers of single precision."""
+    values = SPECTRA["clustered"]
+    unit = jnp.float32(2.0**power)
+    a = jnp.asarray(symmetric(values), jnp.float32)
+    for block in (1, 2):
+        one, other = (
+            eigenpairs(
+                lambda v, u=u: (a @ v) * u, N, 5, jax.random.key(0), dtype=a.dtype, block=block
+            )
+            for u in (jnp.float32(1), unit)
+        )
+        assert one.converged
+        assert other.converged
+        assert int(one.products) == int(other.products)
+        # the same up to rounding, which lengths taken in other units do otherwise
+        np.testing.assert_allclose(other.values / unit, one.values, atol=100 * EPS32 * 50)
+        np.testing.assert_allclose(other.residuals / unit, one.residuals, atol=100 * EPS32 * 50)
+
+
+@pytest.mark.parametrize(("k", "block", "basis"), [(1, 10, None), (1, 20, None), (4, 3, 12)])
+def test_a_restart_keeps_what_is_wanted_whatever_the_block(k, block, basis):
+    values = np.concatenate([np.linspace(0.0, 1.0, 290), 2.0 + np.arange(10.0)])
+    found = eigenpairs(
+        lambda v: jnp.asarray(values) * v, 300, k, jax.random.key(0), dtype=jnp.float64,
+        block=block, basis=basis,
+    )  # fmt: skip
+    assert found.converged
+    np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], rtol=1e-9)
+    assert int(found.products) < 300
+
+
 @pytest.mark.parametrize(("n", "k", "block"), [(5, 5, 2), (7, 2, 1), (1, 1, 1)])
 def test_a_small_space_is_searched_whole(n, k, block):
     values = np.arange(1.0, n + 1)
@@ -110,6 +144,20 @@ def test_pairs_that_do_not_fit_are_refused(bad):
         eigenpairs(
             lambda v: v, N, **{"k": 2, "key": jax.random.key(0), "dtype": jnp.float64, **bad}
         )
+
+
+def test_units_change_no_density():
+    a = jnp.asarray(symmetric(SPECTRA["clustered"]), jnp.float32)
+    for unit in (2.0**-100, 2.0**100):
+        one, other = (
+            lanczos_quadrature(
+                lambda v, u=u: (a @ v) * jnp.float32(u), jnp.zeros(N, a.dtype), jax.random.key(0),
+                num_probes=1, num_products=8,
+            )
+            for u in (1.0, unit)
+        )  # fmt: skip
+        np.testing.assert_allclose(other.nodes / np.float32(unit), one.nodes, atol=50 * 1e-4)
+        np.testing.assert_allclose(other.weights, one.weights, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(SPECTRA))
@@ -355,6 +403,42 @@ def test_traces_and_diagonals_of_an_objective(small):
     )
 
 
+def test_summaries_of_a_singular_matrix_and_of_any_unit():
+    for unit in (1.0, 1e-30, 1e30):  # in single precision, whose squares are not numbers
+        seen = ok.spectrum(
+            lambda x, u: u * (x[0] ** 2 / 2 + 3 * x[1] ** 2 + 0 * x[2]),
+            jnp.zeros(3, jnp.float32), (jnp.float32(unit),),
+        )  # fmt: skip
+        assert float(seen.frobenius[0]) == pytest.approx(37**0.5 * unit, rel=1e-5)
+        # no ridge: the rank
+        assert [float(x) for x in seen.effective_dimension(0.0)] == [2.0, 0.0]
+        drawn = seen.density()
+        assert drawn.points[0] < 0 < 6 * unit < drawn.points[-1] < 7 * unit
+
+
+def test_a_small_matrix_by_products_and_a_single_probe():
+    for n in (1, 3):
+        seen = ok.spectrum(bowl, jnp.ones(n), (jnp.ones(2),), dense=False, num_probes=1)
+        assert float(seen.largest[0]) == pytest.approx(2)
+        # one probe knows nothing of its error, nor of what it missed
+        assert np.isnan(seen.trace[1])
+    assert np.isnan(ok.spectrum(bowl, jnp.ones(9), (jnp.ones(2),), dense=False, k=0,
+                                num_probes=1).largest_errors[0])  # fmt: skip
+
+
+def test_the_diagonal_of_the_identity_does_not_claim_to_be_known():
+    def found(key):
+        return xdiagonal(lambda v: v, 24, key, dtype=jnp.float64, num_products=6)
+
+    seen = jax.vmap(found)(jax.random.split(jax.random.key(0), 200))
+    real = float(jnp.sqrt(jnp.mean((seen.value - 1) ** 2)))
+    claimed = float(jnp.sqrt(jnp.mean(seen.error**2)))
+    # three vectors share much: half of it; of two vectors there would be nothing
+    assert real / 2.5 < claimed < real * 1.5
+    with pytest.raises(ValueError, match="6 products"):
+        xdiagonal(lambda v: v, 24, jax.random.key(0), dtype=jnp.float64, num_products=4)
+
+
 def test_instruments_work_under_jit_and_vmap(small):
     objective, params, args, _ = small
     here = ok.spectrum(objective, params, args, k=2, dense=False, num_probes=2, num_products=8)
@@ -389,9 +473,21 @@ def test_a_function_that_is_not_finite_gives_nan_and_no_trip_around_the_world():
         (lambda o, p, a: ok.trace(ok.hessian(o, p, a), p, batch_size=4), "operator"),
         (lambda o, p, a: ok.trace(bowl, p["b"], (a[0],), batch_size=7), "do not divide"),
         (lambda o, p, a: ok.diagonal(o, p, a, method="guess"), "xtrace"),
+        (lambda o, p, a: ok.eigenpairs(o, p, a, which="top"), "'largest'"),
+        (lambda o, p, a: ok.trace(o, p, a, batch_size=0), "1 or more"),
+        (lambda o, p, a: ok.trace(o, p, a, num_products=0, method="hutchinson"), "1 products"),
+        (lambda o, p, a: ok.spectrum(o, p, a, num_probes=0, dense=False), "1 or more"),
     ],
 )
 def test_wrong_calls_are_refused_with_the_remedy(small, call, said):
     objective, params, args, _ = small
     with pytest.raises(ValueError, match=said):
         call(objective, params, args)
+
+
+def test_half_precision_is_refused_where_matrices_are_factorised():
+    x = jnp.zeros(30, jnp.bfloat16)
+    for call in (ok.spectrum, ok.eigenpairs, ok.trace, ok.certify):
+        with pytest.raises(TypeError, match="float32"):
+            call(lambda x: jnp.sum(x**2), x)
+    assert float(ok.trace(lambda x: jnp.sum(x**2), x, method="hutchinson").value) == 60

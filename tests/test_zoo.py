@@ -216,6 +216,13 @@ BOUNDED = {
     "inside": (quadratic(1, 1, 2, 3), ZERO, (-1,) * 4, (1,) * 4, MIN + "!", 0),
     "weak-minimum": (quadratic(1, 1, 2, 3), ZERO, (0, -1, -1, -1), UPPER, MIN + "!", 0),
     "weak-negative": (quadratic(-1, 1, 2, 3), ZERO, (0, -1, -1, -1), UPPER, "", 0),
+    # nothing pushes against the bound but what is left of x0
+    "gone-negative": (lambda x: x[0] * (x[0] + x[1]) - x[1] ** 2 + rest(x, 2), (1e-6, 0, 0, 0),
+                      (-INF, 0, -INF, -INF), UPPER, "", 0),
+    "gone-positive": (lambda x: x[0] * (x[0] + x[1]) + x[1] ** 2 + rest(x, 2), (1e-6, 0, 0, 0),
+                      (-INF, 0, -INF, -INF), UPPER, MIN + "!", 0),
+    "small-push": (lambda x: x[0] ** 2 + 1e-3 * x[1] - x[1] ** 2 + rest(x, 2), (1e-6, 0, 0, 0),
+                   (-INF, 0, -INF, -INF), UPPER, MIN + "!", 1),
     "free-flat": (lambda x: x[0] + rest(x, 2), ZERO, (0, -1, -1, -1), UPPER, DEG + "!", 1),
     "at-the-bottom": (lambda x: (x[0] - 1) ** 2 + rest(x, 1), (0.5, 0, 0, 0), (-1,) * 4,
                       (0.5, 1, 1, 1), MIN + "!", 1),

@@ -47,7 +47,9 @@ def certify(
       confidence: with which an eigenvalue below the bound of `cert.lower` was not missed by
         Lanczos; a minimum is stated where that bound is positive.
       bounds: a pair (lower, upper) as for `minimize`: is it a minimum on the box? A parameter on a
-        bound that its gradient pushes against is held and taken out.
+        bound that its gradient pushes against is held and taken out, but not where the push is
+        noise or gone at the end of the Newton step: its curvature is then looked at, for the price
+        of the Hessian or products again.
       key: for the Lanczos start and the line on which noise is measured; fixed by default.
 
     Returns: a Certificate; `print` it for the statement in words. Cost: 21 grads (20 to measure

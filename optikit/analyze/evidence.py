@@ -177,7 +177,7 @@ def _few_vectors(
     lower = lower_bound(alphas, betas, n, confidence)
     bent = values[0] < -flat
     short = max(num_products // 2, 1)
-    size = jnp.linalg.norm(gradient)
+    size = tree.norm(gradient)
     toward = gradient / _norm(gradient)
     diagonal, off = recurrence(product, toward, short)
     sizes, turned = _tridiagonal(diagonal, off)
@@ -224,7 +224,7 @@ def _tridiagonal(alphas: Array, betas: Array) -> tuple[Array, Array]:
 
 def _norm(v: Array) -> Scalar:
     """Its length, or 1."""
-    size = jnp.linalg.norm(v)
+    size = tree.norm(v)
     return jnp.where(size > 0, size, 1)
 
 

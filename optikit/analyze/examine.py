@@ -8,6 +8,7 @@ contradicts, and what rounding noise hides, is not stated.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
@@ -40,8 +41,11 @@ def examine(
     at = bind(objective, args).value_and_grad(params)
     gradient, unravel = ravel_pytree(at.grad)
     dtype, n = gradient.dtype, gradient.size
+    if dtype.itemsize < 4:
+        msg = f"params are {dtype.name}: cast them to float32, for the eigenvalues of the Hessian."
+        raise TypeError(msg)
     usable = jnp.isfinite(at.value) & tree.all_finite(at.grad)
-    gradient = jnp.where(usable, gradient, 0)
+    gradient = multipliers = jnp.where(usable, gradient, 0)
     held = jnp.zeros((), jnp.int32)
     free, weak = None, jnp.asarray(False)
     if box is not None:
@@ -49,16 +53,29 @@ def examine(
         gradient = free * gradient
         held = jnp.sum(free == 0, dtype=jnp.int32)
     spectrum_key, near_key, way_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    if dense:
-        s, price = dense_evidence(objective, params, args, gradient, free, min(rows, n))
-    else:
-        s, price = krylov_evidence(
+
+    def evidence(free: Array | None) -> tuple[Evidence, Counts]:
+        if dense:
+            return dense_evidence(objective, params, args, gradient, free, min(rows, n))
+        return krylov_evidence(
             objective, params, args, gradient, free, min(rows, n, 4), num_products, confidence,
             spectrum_key,
         )  # fmt: skip
+
+    s, price = evidence(free)
     reach = jnp.maximum(1, tree.norm(params)).astype(dtype)
     newton, descent = (jnp.where(jnp.isfinite(v), v, 0) for v in (s.newton, s.step))
     near, looked = look_around(objective, params, args, at, newton, descent, free, box, near_key)
+    if box is not None and free is not None:
+        doubtful = _doubtful(params, multipliers, free, near, box)
+        once_more = jnp.any(doubtful)
+        wider = jnp.maximum(free, doubtful)
+        held, weak = jnp.sum(wider == 0, dtype=jnp.int32), weak | once_more
+        # a loop of at most one turn: a condition would run under vmap whether needed or not
+        _, s = lax.while_loop(
+            lambda c: c[0], lambda _: (jnp.asarray(False), evidence(wider)[0]), (once_more, s)
+        )
+        price = times(1 + once_more.astype(jnp.int32), price)
     if tol is None:
         tol = 1e-4 if dtype.itemsize > 4 else 1e-2
     code, because, step_norm, decrement = _judge(s, near, at, gradient, reach, tol, dense, weak)
@@ -71,7 +88,7 @@ def examine(
         objective, params, args, at, gradient, s, near, reach, searched,
         code == _code(Kind.DEGENERATE), box, way_key,
     )  # fmt: skip
-    size = jnp.linalg.norm(gradient) + 3 * near.grad_noise
+    size = tree.norm(gradient) + 3 * near.grad_noise
     bounded = minimum & (s.lower > 0)
     mu = jnp.where(bounded, s.lower, 1)
     return Certificate(
@@ -89,10 +106,10 @@ def examine(
         because=because.astype(jnp.int32),
         value_noise=near.value_noise,
         grad_noise=near.grad_noise,
-        at_noise=jnp.linalg.norm(gradient) <= 3 * near.grad_noise,
+        at_noise=tree.norm(gradient) <= 3 * near.grad_noise,
         lower=s.lower,
         confidence=jnp.asarray(1.0 if dense else confidence, dtype),
-        gap=jnp.where(bounded, size**2 / (2 * mu), jnp.inf),
+        gap=jnp.where(bounded, size * (size / mu) / 2, jnp.inf),
         radius=jnp.where(bounded, size / mu, jnp.inf),
         num_negative=s.num_negative,
         num_flat=s.num_flat,
@@ -126,6 +143,20 @@ def _free(params: Params, at: Eval, gradient: Array, box: Box) -> tuple[Array, A
     return (~holding).astype(gradient.dtype), weak
 
 
+def _doubtful(
+    params: Params, multipliers: Array, free: Array, near: Neighbourhood, box: Box
+) -> Array:
+    """Ones where a bound holds by a multiplier that is noise, or gone where the Newton step ends.
+
+    Without it the parameter may move, and only its curvature keeps it.
+    """
+    x, low, high = (ravel_pytree(t)[0] for t in (params, box.lower, box.upper))
+    noise = 3 * near.grad_noise / jnp.sqrt(jnp.maximum(jnp.sum(free), 1))
+    sign = jnp.sign(multipliers)
+    gone = sign * near.beyond <= jnp.maximum(jnp.abs(multipliers) / 10, noise)
+    return (gone & (free == 0) & (low < high) & ((x <= low) | (x >= high))).astype(x.dtype)
+
+
 def _judge(
     s: Evidence,
     near: Neighbourhood,
@@ -138,9 +169,9 @@ def _judge(
 ) -> tuple[Int[Array, ""], Int[Array, ""], Scalar, Scalar]:
     """The kind of the point, why it cannot be told, the Newton step's length, the decrement."""
     flat, eps = s.flat, tree.eps(s.values.dtype)
-    step_norm = jnp.linalg.norm(divided(s.along, jnp.abs(s.sizes), flat))
-    decrement = jnp.sum(divided(s.along**2, s.sizes, flat)) / 2
-    change = jnp.sum(divided(s.along**2, jnp.abs(s.sizes), flat)) / 2
+    step_norm = tree.norm(divided(s.along, jnp.abs(s.sizes), flat))
+    decrement = jnp.sum(s.along * divided(s.along, s.sizes, flat)) / 2
+    change = jnp.sum(s.along * divided(s.along, jnp.abs(s.sizes), flat)) / 2
     size = jnp.maximum(1, jnp.abs(at.value)).astype(change.dtype)
     # along flat directions there is no step to measure: the slope itself must be negligible beside
     # those that the curvature makes
@@ -170,7 +201,7 @@ def _judge(
     minimum = _code(Kind.MINIMUM)
     code, because = doubted(weak & (code != minimum) & (code != cannot), "weak")
     moving = (step_norm > tol * reach) | (change > tol * size) | ~still
-    at_noise = jnp.linalg.norm(gradient) <= 3 * near.grad_noise
+    at_noise = tree.norm(gradient) <= 3 * near.grad_noise
     strict = (code == minimum) | (code == _code(Kind.MAXIMUM))
     code, because = doubted(moving & at_noise & strict, "noise")
     curving = strict | (code == _code(Kind.SADDLE))

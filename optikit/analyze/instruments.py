@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from optikit.analyze.operator import Look, flat_operator, semidefinite
+from optikit.analyze.operator import Look, flat_operator, require_factorizable, semidefinite
 from optikit.calculus import Objective
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import CurvatureKind
@@ -87,8 +87,8 @@ def eigenpairs(
       key: of the first vectors; fixed by default.
 
     Raises:
-      ValueError: k, block or basis that do not fit; a pattern without a leaf.
-      TypeError: as the curvature does.
+      ValueError: k, block or basis that do not fit; a pattern without a leaf; an unknown `which`.
+      TypeError: as the curvature does; parameters of half precision.
 
     Example:
       >>> found = eigenpairs(lambda x: x[0] ** 2 - 3 * x[1] ** 2 + x[2] ** 4, jnp.zeros(3), k=2)
@@ -255,6 +255,7 @@ def _eigenpairs(
     params, args, scaling, key, *, subject, look, k, which, block, basis, tol, max_restarts
 ) -> Eigenpairs:
     flat = flat_operator(subject, params, args, look, scaling)
+    require_factorizable(flat)
     found = lanczos_pairs.eigenpairs(
         flat.product, flat.size, k, key, dtype=flat.dtype, which=which, block=block,
         basis=basis, tol=tol, max_restarts=max_restarts,
@@ -275,6 +276,7 @@ def _estimate(params, args, scaling, key, *, subject, look, what, method, produc
         by = {"trace": estimators.hutchinson_trace, "diagonal": estimators.hutchinson}[what]
         found, whole = by(flat.apply, flat.like, key, num_products=products), flat.whole
     else:
+        require_factorizable(flat)
         by = estimators.xdiagonal if what == "diagonal" else getattr(estimators, method)
         how = {"num_products": products, "dtype": flat.dtype}
         found, whole = by(flat.product, flat.size, key, **how), flat.restore

@@ -52,6 +52,7 @@ class Neighbourhood(NamedTuple):
       curved: whether the Hessian does not.
       resolved: whether the gradient changes at all on the line on which noise is measured.
       mirrored: whether the gradient along the Newton step changes as the Hessian says.
+      beyond: (n,), the whole gradient where the Newton step ends; (0,) without bounds.
     """
 
     value_noise: Scalar
@@ -61,6 +62,7 @@ class Neighbourhood(NamedTuple):
     curved: Bool[Array, ""]
     resolved: Bool[Array, ""]
     mirrored: Bool[Array, ""]
+    beyond: Float[Array, " m"]
 
 
 def look_around(
@@ -94,27 +96,29 @@ def look_around(
     along = jnp.asarray([*noisy, -coarse, coarse, -fine, fine, 0, 0], dtype)
     forward = jnp.asarray([0.0] * (2 * ALONG + 4) + [1.0, 2.0], dtype)
 
-    def one(before: Array, ts: tuple[Array, Array]):
-        a, b = ts
+    def one(carry: tuple[Array, Array], ts: tuple[Array, Array]):
+        (before, beyond), (a, b) = carry, ts
         wanted = unravel(x + a * d + b * newton)
         point = wanted if box is None else box.project(wanted)
         found = door.value_and_grad(point)
         g = ravel_pytree(found.grad)[0]
-        g = g if free is None else free * g
+        if free is not None:
+            beyond, g = jnp.where(b == 1, g, beyond), free * g
         outcome = (
             found.value,
             jnp.vdot(signs, g, precision=HIGHEST),
             jnp.vdot(descent, g, precision=HIGHEST),
-            jnp.linalg.norm(g - before),
-            jnp.linalg.norm((g - gradient) + (before - gradient)),
+            tree.norm(g - before),
+            tree.norm((g - gradient) + (before - gradient)),
             jnp.isfinite(found.value) & jnp.all(jnp.isfinite(g)),
             tree.max_abs(tree.subtract(point, wanted)) == 0,
         )
-        return g, outcome
+        return (g, beyond), outcome
 
-    _, seen = lax.scan(one, gradient, (along, forward))
+    begun = gradient, gradient[:0] if free is None else gradient
+    (_, beyond), seen = lax.scan(one, begun, (along, forward))
     values, signed, slopes, changes, lopsided, finite, reached = seen
-    size = jnp.linalg.norm(gradient)
+    size = tree.norm(gradient)
     value_noise = _noise(values, jnp.abs(jnp.diff(values[:ALONG])))
     value_noise = jnp.maximum(value_noise, eps * jnp.abs(at.value) / 4)
     grad_noise = jnp.maximum(_noise(signed, changes[1:ALONG]), eps * size / 4)
@@ -133,11 +137,11 @@ def look_around(
     bends = slower(by, far, 1.4) & (by > close / 10) & both
     start = jnp.vdot(descent, gradient, precision=HIGHEST)  # -g^T |H|^-1 g, and its mirror image
     middle, end = slopes[-2], slopes[-1]
-    slack = 3 * grad_noise * jnp.linalg.norm(descent)
+    slack = 3 * grad_noise * tree.norm(descent)
     rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
     resolved = jnp.any(changes[1 : 2 * ALONG] > 0) | jnp.all(d == 0)
     return Neighbourhood(
-        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises
+        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises, beyond
     ), Counts(grad=POINTS)
 
 
@@ -169,7 +173,8 @@ def _noise(values: Array, changes: Array) -> Scalar:
 
     def of(values: Array) -> Scalar:
         found = [
-            jnp.sqrt(jnp.mean(jnp.diff(values, n=k) ** 2) / math.comb(2 * k, k)) for k in ORDERS
+            tree.norm(jnp.diff(values, n=k)) / math.sqrt((ALONG - k) * math.comb(2 * k, k))
+            for k in ORDERS
         ]
         middle = jnp.median(jnp.stack(found))
         return jnp.where(jnp.isfinite(middle), middle, 0)

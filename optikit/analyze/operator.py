@@ -134,6 +134,13 @@ def flat_operator(
     )  # fmt: skip
 
 
+def require_factorizable(flat: Flat) -> None:
+    """Raises: TypeError: parameters of half precision, which no factorisation knows."""
+    if flat.dtype.itemsize < 4:
+        msg = f"params are {flat.dtype.name}: cast them to float32 for what factorises."
+        raise TypeError(msg)
+
+
 def semidefinite(subject: Objective | LinearOperator, curvature: CurvatureKind) -> bool:
     """Whether a curvature matrix is positive semidefinite by construction, and no penalty's.
 

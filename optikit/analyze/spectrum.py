@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optikit.analyze.instruments import as_subject, plain
-from optikit.analyze.operator import Look, flat_operator
+from optikit.analyze.operator import Look, flat_operator, require_factorizable
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import CurvatureKind
 from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tally, times, tree
@@ -75,9 +75,11 @@ class Spectrum:
     @property
     def frobenius(self) -> tuple[Scalar, Scalar]:
         """(the root of the sum of squares, its standard error by the delta method)."""
-        square, error = self.integral(lambda x: x**2)
+        largest = jnp.max(jnp.abs(self.nodes))
+        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        square, error = self.integral(lambda x: (x / unit) ** 2)  # of sizes that do not overflow
         root = jnp.sqrt(square)
-        return root, error / jnp.where(root > 0, 2 * root, 1)
+        return unit * root, unit * error / jnp.where(root > 0, 2 * root, 1)
 
     def log_determinant(self, shift: float = 0.0) -> tuple[Scalar, Scalar]:
         """(log det(A + shift I), its standard error); NaN where an eigenvalue is not above -shift.
@@ -91,7 +93,7 @@ class Spectrum:
 
         Reference: MacKay (1992), "Bayesian interpolation", eq. 3.19.
         """
-        return self.integral(lambda x: jnp.where(x > 0, x, 0) / (jnp.maximum(x, 0) + ridge))
+        return self.integral(lambda x: jnp.where(x > 0, x / (jnp.where(x > 0, x, 1) + ridge), 0))
 
     def share_below(self, bound: float) -> tuple[Scalar, Scalar]:
         """(the share of eigenvalues below a bound, its standard error).
@@ -111,7 +113,7 @@ class Spectrum:
         weights = np.asarray(self.weights, np.float64)
         low, high = float(self.smallest[0]), float(self.largest[0])
         low, high = min(low, float(nodes.min())), max(high, float(nodes.max()))
-        spread = high - low if high > low else max(abs(high), 1.0)
+        spread = high - low if high > low else abs(high) or 1.0
         width = 0.01 * spread if width is None else width
         grid = np.linspace(low - 4 * width, high + 4 * width, points)
         each = np.zeros((len(nodes), points))
@@ -174,8 +176,9 @@ def spectrum(
     ends by thick-restart Lanczos (2 k vectors and 17 more). Print it for a summary.
 
     Args:
-      k: 0 for no ends: they are then the outermost nodes of the density, with their spread between
-        probes as errors, and memory is that of a few vectors.
+      k: at most half of the parameters where the matrix is not built; 0 for no ends: they are then
+        the outermost nodes of the density, with their spread between probes as errors (NaN for a
+        single probe), and memory is that of a few vectors.
       curvature, basis, tol, batch_size, leaves, scaling: as for `ok.eigenpairs`.
       dense: whether to build the matrix; by default by size.
 
@@ -210,6 +213,7 @@ def _spectrum(
     flat = flat_operator(subject, params, args, look, scaling)
     n = flat.size
     if dense if dense is not None else n <= DENSE_UP_TO:
+        require_factorizable(flat)
         matrix = flat.dense()
         finite = jnp.all(jnp.isfinite(matrix))
         values = jnp.linalg.eigvalsh(jnp.where(finite, matrix, 0), symmetrize_input=True)
@@ -225,7 +229,9 @@ def _spectrum(
         flat.apply, flat.like, probe_key, num_probes=num_probes, num_products=num_products
     )
     products = num_probes * found.nodes.shape[1]
+    k = min(k, n // 2)
     if k:
+        require_factorizable(flat)
         pairs = eigenpairs(
             flat.product, n, 2 * k, end_key, dtype=flat.dtype, which="ends",
             basis=2 * k + 17 if basis is None else basis, tol=tol,
@@ -236,6 +242,7 @@ def _spectrum(
         outer = jnp.stack([found.nodes[:, -1], found.nodes[:, 0]])
         ends = jnp.stack([jnp.max(outer[0]), jnp.min(outer[1])])[:, None]
         errors = (jnp.max(outer, axis=1) - jnp.min(outer, axis=1))[:, None]
+        errors = errors if num_probes > 1 else jnp.full_like(errors, jnp.nan)
     return Spectrum(
         found.nodes, found.weights, ends[0], errors[0], ends[1], errors[1],
         tally(flat.setup, times(products, flat.price)), n, exact=False,

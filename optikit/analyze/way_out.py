@@ -46,7 +46,7 @@ def way_out(
     door = bind(objective, args)
     bent = s.smallest < -s.flat
     downhill = jnp.where(jnp.vdot(s.lowest, gradient) > 0, -s.lowest, s.lowest)
-    size, steep = jnp.linalg.norm(s.step), jnp.linalg.norm(gradient)
+    size, steep = tree.norm(s.step), tree.norm(gradient)
     newton = s.step / jnp.where(size > 0, size, 1)
     steepest = -gradient / jnp.where(steep > 0, steep, 1)
     lined = jnp.where(bent, downhill, jnp.where(size > 0, newton, steepest))

@@ -26,7 +26,8 @@ def curvature_in_batches(
     that of one batch; as nothing is kept, a product linearises anew: one grad more.
 
     Raises:
-      ValueError: leading axes that disagree, or batches of unequal size where these need weights.
+      ValueError: leading axes that disagree, batches of unequal size where these need weights, or
+        none.
       TypeError: residuals, which are summed.
     """
     if objective.kind == "residuals":
@@ -60,6 +61,9 @@ def _chunks(objective: Objective, args: tuple, batch_size: int) -> tuple[tuple, 
     sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(args)}
     if len(sizes) != 1 or 0 in sizes:
         msg = f"batches run along axis 0 of every array in args; their lengths are {sizes}."
+        raise ValueError(msg)
+    if batch_size < 1:
+        msg = f"batch_size={batch_size}: give 1 or more examples at a time."
         raise ValueError(msg)
     rows = sizes.pop()
     count = -(-rows // batch_size)

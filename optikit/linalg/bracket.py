@@ -75,7 +75,7 @@ def lower_bound(
     def step(carry, xs):
         pivot, before, total, best, open_ = carry
         alpha, beta = xs
-        pivot = (alpha - candidates) - before**2 / pivot
+        pivot = (alpha - candidates) - before * (before / pivot)  # squares might vanish
         sound = open_ & (pivot > 0)
         growth = jnp.log(jnp.where(sound, pivot, 1) / jnp.maximum(beta, floor))
         total = jnp.where(sound, total + growth, total)

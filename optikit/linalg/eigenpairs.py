@@ -84,7 +84,7 @@ def eigenpairs(
         them (rounded up) from the top and the others from the bottom.
       block: products made side by side (under `vmap`); at least the multiplicity to be resolved
         surely, though one at a time finds multiple eigenvalues too, later.
-      basis: vectors held; by default 2 k + 16 and a block, at most n.
+      basis: vectors held; by default 2 k + 16 (or two blocks, if more) and a block, at most n.
       tol: residuals asked, relative to the largest |eigenvalue|; by default 10 eps^(2/3).
       max_restarts: after which the pairs are returned as they are.
 
@@ -92,7 +92,7 @@ def eigenpairs(
     Memory: basis + kept + block vectors, and a few.
 
     Raises:
-      ValueError: k or block not between 1 and n, or a basis too small for them.
+      ValueError: k or block not between 1 and n, a basis too small for them, an unknown `which`.
 
     Example:
       >>> d = jnp.arange(1.0, 101.0)
@@ -100,7 +100,7 @@ def eigenpairs(
       >>> [round(float(v), 2) for v in top.values]
       [100.0, 99.0]
     """
-    m = 2 * k + 16 + block if basis is None else basis
+    m = 2 * k + max(16, 2 * block) + block if basis is None else basis
     m = n if m + block > n else m  # no room for a block beside the basis
     _check(n, k, block, m)
     asked = 10 * tree.eps(dtype) ** (2 / 3) if tol is None else tol
@@ -119,7 +119,7 @@ def eigenpairs(
         wanted = order(values, f.held)
         values, turn = values[wanted], turn[:, wanted]
         last = lax.dynamic_slice_in_dim(turn, f.held - block, block)
-        left = jnp.linalg.norm(jnp.matmul(coupling, last, precision=HIGHEST), axis=0)
+        left = _lengths(jnp.matmul(coupling, last, precision=HIGHEST).T)
         real = column < f.held  # the others were put last
         scale = jnp.maximum(f.scale, jnp.max(jnp.where(real, jnp.abs(values), 0)))
         residuals = jnp.where(real, left, jnp.inf)
@@ -162,12 +162,11 @@ def eigenpairs(
     )  # fmt: skip
     found = lax.while_loop(going, body, found)
     rows = jnp.matmul(found.turn[:, :k].T, found.basis, precision=HIGHEST)
-    converged = jnp.all(found.residuals[:k] <= asked * found.scale)
-    # an inner product of n terms is off by this much itself
-    rounding = tree.eps(dtype) * n**0.5 * found.scale
-    return Eigenpairs(
-        found.values[:k], rows, found.residuals[:k] + rounding, converged, found.products
-    )
+    # three times: products are off by as much, and vectors are not of length one exactly
+    residuals = found.residuals[:k] + 3 * _rounding(n, found.scale)
+    underflow = jnp.where(found.scale > 0, _rounding(n, zero), 0)
+    converged = jnp.all(found.residuals[:k] + underflow <= asked * found.scale)
+    return Eigenpairs(found.values[:k], rows, residuals, converged, found.products)
 
 
 def _turned(
@@ -197,7 +196,7 @@ def _by_matrix(product: Callable, n: int, k: int, dtype: jnp.dtype, order: Calla
     matrix = lax.map(product, jnp.eye(n, dtype=dtype), batch_size=8)
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     wanted = order(values, jnp.asarray(n, jnp.int32))[:k]
-    rounding = jnp.full((k,), n * tree.eps(dtype) * jnp.max(jnp.abs(values)))
+    rounding = jnp.full((k,), n**0.5 * _rounding(n, jnp.max(jnp.abs(values))))
     finite = jnp.all(jnp.isfinite(values))
     return Eigenpairs(
         values[wanted], vectors[:, wanted].T, rounding, finite, jnp.asarray(n, jnp.int32)
@@ -222,7 +221,8 @@ def _kept(k: int, block: int, m: int) -> int:
     by whole blocks.
     """
     kept = k + (m - k - block) // 3
-    return m - -(-(m - kept) // block) * block if (m - kept) % block else kept
+    grown = min(-(-(m - kept) // block), (m - k) // block)  # blocks; never fewer kept than wanted
+    return m - grown * block
 
 
 def _order(which: Which) -> Callable[[Array, Array], Array]:
@@ -239,12 +239,16 @@ def _order(which: Which) -> Callable[[Array, Array], Array]:
         at = jnp.arange(values.size, dtype=jnp.int32)
         return jnp.where(at < real, jnp.where(at % 2 == 0, real - 1 - at // 2, at // 2), at)
 
-    return {
+    known = {
         "largest": by(lambda values: -values),
         "smallest": by(lambda values: values),
         "magnitude": by(lambda values: -jnp.abs(values)),
         "ends": ends,
-    }[which]
+    }
+    if which not in known:
+        msg = f"unknown which={which!r}: use one of {', '.join(map(repr, known))}."
+        raise ValueError(msg)
+    return known[which]
 
 
 def _grow(product: Callable, f: _Found) -> tuple[_Found, Array]:
@@ -272,7 +276,7 @@ def _orthonormal(rows: Array, basis: Array, real: Array, key: Key) -> tuple[Arra
     Rows without anything of their own are replaced by random ones, with zeros in R.
     """
     b, n = rows.shape
-    scale = jnp.max(jnp.linalg.norm(rows, axis=1))
+    scale = jnp.max(_lengths(rows))
 
     def clear(rows: Array) -> Array:
         # in this order: XLA on a CPU copies a transposed basis, all of it
@@ -287,21 +291,33 @@ def _orthonormal(rows: Array, basis: Array, real: Array, key: Key) -> tuple[Arra
         return q, jnp.matmul(turn, sound, precision=HIGHEST)
 
     once = clear(rows)
-    before, after = (jnp.linalg.norm(x, axis=1) for x in (rows, once))
+    before, after = (_lengths(x) for x in (rows, once))
     # twice is enough, and once where little was taken away: Parlett (1998), section 6.9
     rows = lax.cond(jnp.all(after > before / 2), lambda x: x, clear, once)
     q, r = _qr(rows)
     if b > 1:  # a row that the others nearly make up has become mostly rounding
         q, turn = _qr(clear(q))
         r = jnp.matmul(turn, r, precision=HIGHEST)
-    empty = jnp.abs(jnp.diag(r)) <= 10 * n**0.5 * tree.eps(rows.dtype) * scale
+    empty = jnp.abs(jnp.diag(r)) <= 10 * _rounding(n, scale)
     return lax.cond(jnp.any(empty), filled, lambda q, r: (q, r), q, r)
 
 
 def _qr(rows: Array) -> tuple[Array, Array]:
     """(Q^T, R) of the rows as columns."""
     if rows.shape[0] == 1:
-        size = jnp.linalg.norm(rows)
+        size = _lengths(rows)[0]
         return rows / jnp.where(size > 0, size, 1), size[None, None]
     q, r = jnp.linalg.qr(rows.T)
     return q.T, r
+
+
+def _lengths(rows: Float[Array, "b n"]) -> Float[Array, " b"]:
+    """Euclidean norms of entries whose squares may overflow or vanish, as products' may."""
+    largest = jnp.max(jnp.abs(rows), axis=1)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.linalg.norm(rows / unit[:, None], axis=1)
+
+
+def _rounding(n: int, scale: Array) -> Array:
+    """The error of an inner product of n terms of this size, no less than underflow makes it."""
+    return n**0.5 * jnp.maximum(tree.eps(scale.dtype) * scale, jnp.finfo(scale.dtype).tiny)

@@ -61,6 +61,9 @@ def lanczos_quadrature(
       product: of a symmetric operator on pytrees of the structure of `like`.
       like: arrays, or their shapes and dtypes.
 
+    Raises:
+      ValueError: no probe, no product.
+
     Example:
       >>> d = jnp.arange(1.0, 9.0)
       >>> found = lanczos_quadrature(lambda v: d * v, d, jax.random.key(0), num_probes=2,
@@ -68,6 +71,9 @@ def lanczos_quadrature(
       >>> [round(float(found.trace(lambda x: x)[0]), 3), found.nodes.shape]
       [36.0, (2, 8)]
     """
+    if num_probes < 1 or num_products < 1:
+        msg = f"num_probes={num_probes}, num_products={num_products}: give 1 or more of each."
+        raise ValueError(msg)
     n = tree.size(like)
     k = min(num_products, n)
 
@@ -102,7 +108,7 @@ def _lanczos(product: Callable[[PyTree], PyTree], start: PyTree, k: int) -> tupl
         alpha = tree.vdot(q, w)
         w = tree.add_scaled(w, -alpha, q)
         w = tree.add_scaled(w, -tree.vdot(q, w), q)  # Paige's variant, once more
-        size = tree.vdot(w, w) ** 0.5
+        size = tree.norm(w)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), size))
         closed = ~(size > 10 * n**0.5 * eps * scale)  # and so on: zeros have no weight
         after = tree.scale(1 / jnp.where(closed, 1, size), w)

@@ -57,7 +57,7 @@ def _run(product, start: Array, k: int, known: tuple[Array, Array, Array] | None
         alpha = jnp.where(lost, middle, alpha)
         middle = jnp.where(scale > 0, middle, alpha)
         w = w - alpha * q
-        size = jnp.linalg.norm(w) if told is None else told[1]
+        size = tree.norm(w) if told is None else told[1]
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), size))
         closed = size <= 10 * n**0.5 * eps * scale
         size = jnp.where(closed, 0, size)

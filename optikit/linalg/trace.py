@@ -103,7 +103,8 @@ def xnystrace(
     eigenvalues decay, and the more the faster; where they stand on an even floor, as a penalty
     makes it, which XTrace takes off exactly, it is larger. The standard error is twice the spread
     of the left out, by which it is 0.9 to 1.4 times the true one on spectra from flat to
-    exponential; infinite where the test vectors show the operator to be indefinite.
+    exponential, 1.9 times with two products, and 0.6 times where they nearly span the space;
+    infinite where the test vectors show the operator to be indefinite.
 
     Raises:
       ValueError: fewer than 2 products.
@@ -156,7 +157,11 @@ def xdiagonal(
 ) -> Estimate:
     """The diagonal, (n,), from `num_products` products (rounded down to even), unbiased.
 
-    As `xtrace`, but with random signs.
+    As `xtrace`, but with random signs; exact for a rank below half of the products. On an
+    even floor the standard error is half to two thirds of the true one.
+
+    Raises:
+      ValueError: fewer than 6 products: two signs of an entry do not differ on what they share.
 
     Example:
       >>> d = 0.5 ** jnp.arange(40.0)
@@ -164,7 +169,7 @@ def xdiagonal(
       >>> bool(jnp.all(jnp.abs(found.value - d) < 0.01))
       True
     """
-    _check(num_products)
+    _check(num_products, min(6, 2 * n))
     if num_products >= 2 * n:
         value = jnp.diagonal(_matrix(product, n, dtype))
         return Estimate(value, jnp.zeros_like(value), n)
@@ -189,6 +194,7 @@ def hutchinson(
 
     Reference: Bekas, Kokiopoulou & Saad (2007); Hutchinson (1990) for the trace.
     """
+    _check(num_products, 1)
 
     def step(carry, one):
         mean, square, count = carry
@@ -223,6 +229,7 @@ def hutchinson_trace(
 
     Variance: 2 (|A|_F^2 - the diagonal's squares) / products. Reference: Hutchinson (1990).
     """
+    _check(num_products, 1)
 
     def sample(one: Key) -> Array:
         z = signs(one, like)
@@ -234,7 +241,7 @@ def hutchinson_trace(
 
 def _check(num_products: int, least: int = 4) -> None:
     if num_products < least:
-        msg = f"num_products={num_products}: too few for an error, give {least} products or more."
+        msg = f"num_products={num_products}: too few, give {least} products or more."
         raise ValueError(msg)
 
 
