@@ -117,11 +117,13 @@ def test_factors_are_what_the_paper_defines():
     np.testing.assert_allclose(found[2].g[0], sum(fisher) / N, rtol=1e-11, atol=1e-14)
 
 
-def test_a_direction_is_the_damped_inverse_written_out():
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_direction_is_the_damped_inverse_written_out(fixed):
+    """Damped relative to each block on fixed data, to the largest of them on batches."""
     objective = ok.composite(network, ok.losses.softmax_cross_entropy)
     args, damping = (X, LABELS), 0.1
     method = kfac(curvature="exact", damping=damping, learning_rate=1.0, momentum=0.0, adapt=False)
-    oracle = bind(objective, args, fixed=False)
+    oracle = bind(objective, args, fixed=fixed)
 
     @jax.jit
     def once(params):
@@ -134,11 +136,13 @@ def test_a_direction_is_the_damped_inverse_written_out():
     new, state = once(NET)
     layers = find_layers(objective, NET, args)
     gradient = jax.grad(objective)(NET, *args)
+    factors = [[np.asarray(f[0], np.float64) for f in kept.factors] for kept in state.blocks]
+    sizes = [np.prod([np.trace(f) / len(f) for f in pair]) for pair in factors]
     expected = []
-    for kept, v in zip(state.blocks, layers.matrices(gradient), strict=True):
-        a, g = (np.asarray(f[0], np.float64) for f in kept.factors)
+    for (a, g), own, v in zip(factors, sizes, layers.matrices(gradient), strict=True):
         means = np.trace(a) / len(a), np.trace(g) / len(g)
-        pi, gamma = np.sqrt(means[0] / means[1]), np.sqrt(damping * means[0] * means[1])
+        size = own if fixed else max(sizes)
+        pi, gamma = np.sqrt(means[0] / means[1]), np.sqrt(damping * size)
         left = np.linalg.inv(a + pi * gamma * np.eye(len(a)))
         right = np.linalg.inv(g + gamma / pi * np.eye(len(g)))
         dense = np.kron(left, right) @ np.asarray(v[0]).ravel()

@@ -65,8 +65,8 @@ def kfac(
         loss's curvature in the outputs, one way back for each output; "empirical", from the labels.
       sharing: "expand" takes positions that share a weight for examples of their own; "reduce"
         averages over them first, for models that do so themselves.
-      damping: relative to the mean eigenvalue of each block. By default the best of a few on the
-        first batch.
+      damping: relative to the mean eigenvalue of each block, on batches to the largest of these.
+        By default the best of a few on the first batch.
       adapt: let the damping follow how well the quadratic model predicts.
       momentum: weight of the past in the average of directions, on batches or with a given rate.
       norm_constraint: bound on the squared length of a step in the metric of the curvature, on

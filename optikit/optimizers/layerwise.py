@@ -7,8 +7,9 @@ Marquardt. On batches it is a learning rate, given or found from the same model 
 momentum.
 
 The damping is relative: of a block with factors A and G it is `damping` times the mean eigenvalue
-of A x G, plus the penalty's curvature. So nothing changes with the units of the loss, or with those
-of a layer's inputs.
+of A x G, plus the penalty's curvature. So nothing changes with the units of the loss, and on fixed
+data with those of a layer's inputs. On batches it is, as usual, one for all blocks: `damping` times
+the largest of their mean eigenvalues.
 
 References: Martens & Grosse (2015), "Optimizing neural networks with Kronecker-factored approximate
 curvature", sections 5 to 8; Ba, Grosse & Martens (2017), section 4 (norm constraint); Schaul, Zhang
@@ -184,7 +185,7 @@ class _Parts(NamedTuple):
         def won(damping: Scalar) -> Scalar:
             trial = self._prepared(silent, at, state._replace(damping=damping), layers)
             d = self._direction(silent, at, trial, layers)
-            t = _along(silent, at, d, self._drag(trial, layers, [d])[0, 0])[0]
+            t = _along(silent, at, d, self._drag(silent, trial, layers, [d])[0, 0])[0]
             gain = at.value - silent.value(tree.add_scaled(at.params, t, d))
             return jnp.where(jnp.isfinite(gain), gain, -jnp.inf)
 
@@ -215,7 +216,7 @@ class _Parts(NamedTuple):
             return state, Counts()
         layers = self.scaling.layers(oracle, at.params)
         d = self._direction(oracle, at, state, layers)
-        t, promised = _along(oracle, at, d, self._drag(state, layers, [d])[0, 0])
+        t, promised = _along(oracle, at, d, self._drag(oracle, state, layers, [d])[0, 0])
         gained = at.value - oracle.value(tree.add_scaled(at.params, t, d))
         kept, broken = gained >= KEPT * promised, ~(gained >= BROKEN * promised)  # NaN included
         factor = jnp.where(kept, 1 / FACTOR, jnp.where(broken, FACTOR, 1))
@@ -249,7 +250,7 @@ class _Parts(NamedTuple):
                 f"composite(..., penalty=ok.losses.l2({decay})), or give learning_rate."
             )
             raise ValueError(msg)
-        drag = self._drag(state, layers, [d, state.velocity])
+        drag = self._drag(oracle, state, layers, [d, state.velocity])
         best, spent = best_in_span(oracle, at, d, state.velocity, drag)
         search = searched(oracle, at, best)
         t = search.step_size.astype(at.value.dtype)
@@ -336,10 +337,12 @@ class _Parts(NamedTuple):
     def _direction(self, oracle: Oracle, at: Eval, state: LayerwiseState, layers: Layers) -> Params:
         return self.scaling.direction(oracle, at, state, layers)
 
-    def _drag(self, state: LayerwiseState, layers: Layers, directions: list[Params]) -> Array:
+    def _drag(
+        self, oracle: Oracle, state: LayerwiseState, layers: Layers, directions: list[Params]
+    ) -> Array:
         if not self.approximation.whole:
             return jnp.zeros((len(directions),) * 2, state.damping.dtype)
-        return self.scaling.drag(state, layers, directions)
+        return self.scaling.drag(oracle, state, layers, directions)
 
 
 def _along(oracle: Oracle, at: Eval, d: Params, drag: Scalar) -> tuple[Scalar, Scalar]:

@@ -96,7 +96,7 @@ class Scaling(NamedTuple):
         self, oracle: Oracle, params: Params, state: Kept, layers: Layers
     ) -> tuple[list[Level], list[Level]]:
         """The damping of each block, and of each loose leaf with a diagonal."""
-        blocks, loose, least = self._relative(state, layers)
+        blocks, loose, least = self._relative(oracle, state, layers)
         extra = penalty_curvature(oracle, params)
 
         def of_block(block: Block) -> Array:
@@ -114,8 +114,15 @@ class Scaling(NamedTuple):
         ]
         return found, rest
 
-    def _relative(self, state: Kept, layers: Layers) -> tuple[list[Array], list[Array], Scalar]:
-        """Mean eigenvalues of blocks and loose leaves, and the least that is divided by."""
+    def _relative(
+        self, oracle: Oracle, state: Kept, layers: Layers
+    ) -> tuple[list[Array], list[Array], Scalar]:
+        """Mean eigenvalues of blocks and loose leaves, and the least that damping is relative to.
+
+        The gradient of a batch is mostly noise where its curvature is least (attention at the
+        start), and would be divided by next to nothing there: on batches the largest of the means
+        serves for all.
+        """
         pairs = zip(layers.layout.blocks, state.blocks, strict=True)
         blocks = [block_mean(b, kept.factors) for b, kept in pairs]
         diagonals = state.loose if self._by_diagonal else ()
@@ -125,7 +132,8 @@ class Scaling(NamedTuple):
             return blocks, loose, jnp.ones(())
         top = functools.reduce(jnp.maximum, tops)
         # a layer that no gradient reaches yet has no curvature either
-        return blocks, loose, jnp.where(top > 0, 1e-6 * top, 1)
+        share = 1e-6 if oracle.fixed or not self.approximation.whole else 1
+        return blocks, loose, jnp.where(top > 0, share * top, 1)
 
     def direction(self, oracle: Oracle, at: Eval, state: Kept, layers: Layers) -> Params:
         """Downhill, in at least float32; zero for the leaves of a transformation."""
@@ -163,9 +171,11 @@ class Scaling(NamedTuple):
             blank[i] = update.astype(blank[i].dtype)
         return jax.tree.unflatten(layers.structure, blank), loose
 
-    def drag(self, state: Kept, layers: Layers, directions: list[Params]) -> Float[Array, "d d"]:
+    def drag(
+        self, oracle: Oracle, state: Kept, layers: Layers, directions: list[Params]
+    ) -> Float[Array, "d d"]:
         """<u, D v> for all pairs of directions, D the relative damping."""
-        blocks, loose, least = self._relative(state, layers)
+        blocks, loose, least = self._relative(oracle, state, layers)
         flat = [jax.tree.leaves(d) for d in directions]
         held = [layers.matrices(d) for d in directions]
         rows = [
