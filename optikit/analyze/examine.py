@@ -41,9 +41,6 @@ def examine(
     at = bind(objective, args).value_and_grad(params)
     gradient, unravel = ravel_pytree(at.grad)
     dtype, n = gradient.dtype, gradient.size
-    if dtype.itemsize < 4:
-        msg = f"params are {dtype.name}: cast them to float32, for the eigenvalues of the Hessian."
-        raise TypeError(msg)
     usable = jnp.isfinite(at.value) & tree.all_finite(at.grad)
     gradient = multipliers = jnp.where(usable, gradient, 0)
     held = jnp.zeros((), jnp.int32)

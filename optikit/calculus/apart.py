@@ -17,6 +17,7 @@ from jax.extend import core as jex
 
 from optikit.calculus.objective import Objective, fingerprint
 from optikit.core import Params
+from optikit.core.jaxpr import called
 
 NONE, MET, UNKNOWN = "none", "met", "unknown"
 """Of an array: no example enters; several meet in an entry; it is not known how they enter."""
@@ -28,11 +29,6 @@ _ALONG = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
 _REDUCE = {
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax",
     "argmin",
-}  # fmt: skip
-_INLINE = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr",
-    "remat": "jaxpr", "remat2": "jaxpr",
 }  # fmt: skip
 
 
@@ -111,9 +107,8 @@ def _through(eqn: Any, places: list[Place]) -> list[Place]:
     name, many = eqn.primitive.name, len(eqn.outvars)
     if all(p == NONE for p in places):
         return [NONE] * many
-    if name in _INLINE and _INLINE[name] in eqn.params:
-        inner = eqn.params[_INLINE[name]]
-        return _outputs(getattr(inner, "jaxpr", inner), places)
+    if (inner := called(eqn)) is not None:
+        return _outputs(inner.jaxpr, places)
     if name == "scan":
         return _scanned(eqn, places)
     if name == "cond":

@@ -24,14 +24,9 @@ from jax.interpreters import mlir
 
 from optikit.core import Counts
 from optikit.core.formulas import flops, traffic
-from optikit.core.jaxpr import bind_equation
+from optikit.core.jaxpr import CALLS, bind_equation, called
 
 _KINDS = Counts._fields
-_CALLS = {
-    "jit", "pjit", "call", "core_call", "closed_call", "composite", "remat", "remat2", "checkpoint",
-    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call",
-}  # fmt: skip
-"""Operations that do what their inner program does."""
 
 
 class Cost(NamedTuple):
@@ -89,7 +84,7 @@ def count_cost(
 def _search(jaxpr: jex.Jaxpr, found: set[str]) -> None:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if name not in _CONTROL and name not in _CALLS:
+        if name not in _CONTROL and name not in CALLS:
             if flops(eqn) is None:
                 found.add(name)
             continue
@@ -121,7 +116,7 @@ def _run(jaxpr, consts, args) -> tuple[list, jax.Array]:
         if name in _CONTROL:
             outs, more = _CONTROL[name](eqn, ins)
             varying = varying + more
-        elif (inner := _inner(eqn)) is not None:
+        elif (inner := called(eqn)) is not None:
             outs, more = _run(inner.jaxpr, inner.consts, ins)
             varying = varying + more
         elif name == _mark.name:
@@ -132,19 +127,6 @@ def _run(jaxpr, consts, args) -> tuple[list, jax.Array]:
             fixed[:2] += flops(eqn) or 0.0, traffic(eqn)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [value(v) for v in jaxpr.outvars], varying + fixed.astype(varying.dtype)
-
-
-def _inner(eqn) -> jex.ClosedJaxpr | None:
-    """The body of a call (jit, remat, custom rules), to be counted in its place."""
-    if eqn.primitive.name not in _CALLS:
-        return None
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
-        body = eqn.params.get(key)
-        if isinstance(body, jex.ClosedJaxpr):
-            return body
-        if isinstance(body, jex.Jaxpr):
-            return jex.ClosedJaxpr(body, ())
-    return None
 
 
 def _while(eqn, ins) -> tuple[list, jax.Array]:

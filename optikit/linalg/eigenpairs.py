@@ -312,10 +312,8 @@ def _qr(rows: Array) -> tuple[Array, Array]:
 
 
 def _lengths(rows: Float[Array, "b n"]) -> Float[Array, " b"]:
-    """Euclidean norms of entries whose squares may overflow or vanish, as products' may."""
-    largest = jnp.max(jnp.abs(rows), axis=1)
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.linalg.norm(rows / unit[:, None], axis=1)
+    """Euclidean norms, also where squares overflow or vanish, as products' may."""
+    return jax.vmap(tree.norm)(rows)
 
 
 def _rounding(n: int, scale: Array) -> Array:
