@@ -6,6 +6,7 @@
 Prints {method: {"params": largest relative difference, "counts": equal, ...}} as JSON.
 """
 
+import importlib.util
 import json
 import sys
 
@@ -77,17 +78,18 @@ def among_processes(address, processes, number, folder):
     chosen = {name: m for name, m in methods().items() if name not in ("lbfgs", "newton-cg")}
     told = compare(chosen, mesh, batches, mine, evaluate=(mine, 3))
     objective, params, _ = problem()
-    files = ok.Checkpoint(folder, every_steps=2)
 
     def adam(steps, **options):
         return ok.fit(objective, params, mine, method="adam", mesh=mesh, spread=True,
                       budget=ok.Budget(steps=steps), **options)  # fmt: skip
 
-    whole, _, parts = adam(STEPS), adam(3, checkpoint=files), adam(STEPS, checkpoint=files)
-    told["resumed"] = all(
-        np.array_equal(np.asarray(a), np.asarray(b))
-        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True)
-    )
+    whole, resumed = adam(STEPS), []
+    for form in ["safetensors"] + ["orbax"] * (importlib.util.find_spec("orbax") is not None):
+        files = ok.Checkpoint(f"{folder}/{form}", every_steps=2, format=form)
+        _, parts = adam(3, checkpoint=files), adam(STEPS, checkpoint=files)
+        pairs = zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True)
+        resumed += [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs]
+    told["resumed"] = all(resumed)
     timed = ok.fit(objective, params, mine, method="adam", mesh=mesh, budget=ok.Budget(seconds=0.3))
     told["timed"] = int(timed.steps)
     return told

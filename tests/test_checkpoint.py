@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, what they forgive and refuse, and that nothing is lost with them."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,8 +18,10 @@ from test_fit_recovery import Averaged, amortised, averaging
 
 import optikit as ok
 from optikit.core import Status
-from optikit.solve import archive
+from optikit.solve import archive, sharded_archive
 
+FORMATS = ["safetensors", pytest.param("orbax", marks=pytest.mark.skipif(
+    importlib.util.find_spec("orbax") is None, reason="needs the extra `orbax`"))]  # fmt: skip
 BATCHES = [(jnp.full(4, t),) for t in (1.0, 3.0, 2.0)]
 
 
@@ -51,8 +54,9 @@ def test_a_fit_killed_at_random_moments_ends_bit_by_bit_as_if_it_had_not_been(tm
     assert 0 < told["killed at"][0] < 60
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", ["adam", "averaging", "amortised", "natural-gradient"])
-def test_going_on_is_as_if_there_had_been_no_end(tmp_path, name):
+def test_going_on_is_as_if_there_had_been_no_end(tmp_path, name, form):
     """Also a fit that had ended, with a larger budget; and the curve of validation."""
     made = {"averaging": averaging, "amortised": amortised}.get(name, lambda: name)()
     fun = ok.residuals(lambda x, b: x - b) if name == "natural-gradient" else bowl
@@ -61,11 +65,11 @@ def test_going_on_is_as_if_there_had_been_no_end(tmp_path, name):
         return ok.fit(fun, jnp.array(0.5), BATCHES, method=made, evaluate=(BATCHES, 4),
                       budget=ok.Budget(steps=steps), key=jax.random.key(5), **options)  # fmt: skip
 
-    whole = run(150)
+    whole, files = run(150), ok.Checkpoint(tmp_path, format=form)
     for steps in (7, 130, 150):
-        parts = run(steps, checkpoint=tmp_path)
+        parts = run(steps, checkpoint=files)
     same(whole, parts)
-    again = run(150, checkpoint=tmp_path)
+    again = run(150, checkpoint=files)
     same(whole, again)
     assert again.trace.value.shape == (150,)
 
@@ -111,6 +115,28 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path):
         path.write_bytes(b"")
     with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="empty the folder"):
         fit(20, checkpoint=files)
+
+
+def test_either_format_goes_on_from_the_other_and_a_damaged_folder_falls_back(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    plain = ok.Checkpoint(tmp_path, every_steps=2)
+    split = ok.Checkpoint(tmp_path, every_steps=2, keep=2, format="orbax")
+    whole = fit(12)
+    for steps, files in ((2, plain), (4, split), (6, plain), (10, split)):
+        fit(steps, checkpoint=files)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"step-000000000008.orbax", "step-000000000010.orbax"}
+    (tmp_path / "step-000000000010.orbax" / "header" / "metadata").write_text("{")
+    for data in (tmp_path / "step-000000000008.orbax" / "arrays").glob("**/d/*"):
+        data.write_bytes(data.read_bytes()[:-5])
+    with (
+        pytest.warns(RuntimeWarning, match="damaged") as warned,
+        pytest.raises(ValueError, match="empty"),
+    ):
+        fit(12, checkpoint=split)
+    assert len(warned) == 2
+    assert not list(tmp_path.glob("*.orbax"))
+    same(whole, fit(12, checkpoint=split))
 
 
 def test_another_fit_is_refused_by_the_first_difference(tmp_path):
@@ -166,15 +192,17 @@ class Contents(NamedTuple):
     average: Averaged
 
 
-def test_every_kind_of_leaf_comes_back(tmp_path):
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_kind_of_leaf_comes_back(tmp_path, form):
+    files = archive if form == "safetensors" else sharded_archive
     contents = Contents(
         jnp.asarray([1.5, -2.25], jnp.bfloat16), jnp.asarray(np.pi), jax.random.split(jax.random.key(1), 3),
         jax.random.key(2, impl="rbg"), None, {"8": jnp.ones((2, 1), jnp.float8_e4m3fn), "b": jnp.array(True)},
         Averaged(jnp.zeros((0, 3)), jnp.asarray(2**31 - 1, jnp.int32)),
     )  # fmt: skip
-    path = tmp_path / "file.safetensors"
-    archive.write(archive.packed(contents, {"a": 1}), path)
-    found = archive.read(path)
+    path = tmp_path / f"file.{form}"
+    files.write(archive.packed(contents, {"a": 1}), path)
+    found = files.read(path)
     back = archive.unpacked(found, contents, where="it")
     assert jax.tree.structure(back) == jax.tree.structure(contents)
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(contents), strict=True):
@@ -188,6 +216,8 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
 def test_wrong_periods_raise():
     with pytest.raises(ValueError, match="every_steps must be positive"):
         ok.Checkpoint("x", every_steps=0)
+    with pytest.raises(ValueError, match="format must be 'safetensors' or 'orbax'; got 'npz'"):
+        ok.Checkpoint("x", format="npz")
 
 
 def test_a_stream_that_says_where_it_is_goes_on_from_there(tmp_path):

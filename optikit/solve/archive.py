@@ -11,6 +11,7 @@ import os
 import pathlib
 import tempfile
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,20 +35,20 @@ class DamagedError(Exception):
 class Archive(NamedTuple):
     """What a file holds: arrays by path, what they were, and a dict of plain data."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     kinds: dict[str, str]
     meta: dict[str, Any]
 
 
-def packed(tree: Any, meta: dict[str, Any]) -> Archive:
-    """A pytree on the host, in copies that the device's next step leaves alone."""
+def packed(tree: Any, meta: dict[str, Any], held: Callable[[Any], Any] = fetched) -> Archive:
+    """A pytree as it is written, by default on the host, in copies the next step leaves alone."""
     arrays, kinds = {}, {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = name_of(path)
         kinds[name] = kind_of(leaf)
         if kinds[name].startswith("key "):
             leaf = jax.random.key_data(leaf)
-        array = fetched(leaf)
+        array = held(leaf)
         if array.dtype.name not in NATIVE:
             array = array.view(f"uint{8 * array.dtype.itemsize}")
         arrays[name] = array

@@ -11,22 +11,25 @@ import dataclasses
 import math
 import os
 import pathlib
+import shutil
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from optikit.core import Status
-from optikit.solve import archive
+from optikit.solve import archive, sharded_archive
 from optikit.solve.archive import Archive, DamagedError
 from optikit.solve.course import Course
 from optikit.solve.feed import Position
 from optikit.solve.history import Page, Row, Rows, rows
-from optikit.solve.placement import agreed
+from optikit.solve.placement import agreed, fetched
 
 DEFAULT_SECONDS = 60.0
 SUFFIX = ".safetensors"
+ORBAX = ".orbax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +44,13 @@ class Checkpoint:
       every_steps: write after each multiple of so many steps.
       every_seconds: write when so much time has passed; 60 unless one of the two is given.
       keep: how many of the newest files stay.
+      format: "safetensors", one file, which the first process writes; or "orbax" (an extra), one
+        folder, in which each process writes what it holds of arrays that are split over hosts.
+        Orbax keeps no checksum of ours. A fit goes on from either.
 
     Raises:
-      ValueError: a period or `keep` is not positive.
+      ValueError: a period or `keep` is not positive, or the format is neither.
+      ImportError: Orbax is asked for and not installed.
 
     Example:
       >>> import tempfile, optikit as ok
@@ -61,8 +68,14 @@ class Checkpoint:
     every_steps: int | None = None
     every_seconds: float | None = None
     keep: int = 3
+    format: str = "safetensors"
 
     def __post_init__(self):
+        if self.format not in ("safetensors", "orbax"):
+            msg = f"format must be 'safetensors' or 'orbax'; got {self.format!r}."
+            raise ValueError(msg)
+        if self.format == "orbax":
+            sharded_archive.library()
         for name in ("every_steps", "every_seconds", "keep"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -83,17 +96,24 @@ class Checkpoint:
 
     def write(self, stand: "Stand") -> None:
         """Write down how a fit stands, and let go of the oldest files."""
-        packed = stand.packed()
-        if jax.process_index() != 0:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        archive.write(packed, self._file(stand.position.taken))
-        for old in self.files()[self.keep :]:
-            old.unlink(missing_ok=True)
+        split = self.format == "orbax"
+        packed = stand.packed(sharded_archive.part if split else fetched)
+        first = jax.process_index() == 0
+        if first:
+            self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / f"step-{stand.position.taken:012d}{ORBAX if split else SUFFIX}"
+        if split:
+            sharded_archive.write(packed, path)
+        elif first:
+            archive.write(packed, path)
+        if first:
+            for old in self.files()[self.keep :]:
+                _remove(old)
 
     def files(self) -> list[pathlib.Path]:
-        """The files, newest first."""
-        return sorted(self.path.glob(f"step-*{SUFFIX}"), reverse=True)
+        """The files, and the folders of Orbax, newest first."""
+        return sorted([p for end in (SUFFIX, ORBAX) for p in self.path.glob(f"step-*[0-9]{end}")],
+                      reverse=True)  # fmt: skip
 
     def newest(self) -> Archive | None:
         """The newest file that is whole, None if there are no files; damaged ones are renamed.
@@ -104,21 +124,18 @@ class Checkpoint:
           ValueError: there are files, and none is whole.
         """
         found = self._whole() if jax.process_index() == 0 else None
-        taken = agreed(-1 if found is None else int(found.meta["position"]["taken"]))
-        if taken < 0 or found is not None:
-            return found
-        return archive.read(self._file(taken))
+        number = agreed(-1 if found is None else self.files().index(found[0]))
+        if number < 0:
+            return None
+        return _read(self.files()[number]) if found is None else found[1]
 
-    def _file(self, taken: int) -> pathlib.Path:
-        return self.path / f"step-{taken:012d}{SUFFIX}"
-
-    def _whole(self) -> Archive | None:
+    def _whole(self) -> tuple[pathlib.Path, Archive] | None:
         for leftover in self.path.glob(f".step-*{SUFFIX}.*.tmp"):  # of a fit that was killed
             leftover.unlink(missing_ok=True)
         files = self.files()
         for path in files:
             try:
-                return archive.read(path)
+                return path, _read(path)
             except DamagedError as error:
                 path.replace(path.with_name(path.name + ".damaged"))
                 msg = f"checkpoint {path} is damaged ({error}); the one before it is taken."
@@ -127,6 +144,17 @@ class Checkpoint:
             msg = f"no checkpoint in {self.path} can be read: empty the folder to start anew."
             raise ValueError(msg)
         return None
+
+
+def _read(path: pathlib.Path) -> Archive:
+    return (sharded_archive if path.suffix == ORBAX else archive).read(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Stand(NamedTuple):
@@ -149,7 +177,7 @@ class Stand(NamedTuple):
     chosen: str
     capacity: int
 
-    def packed(self) -> Archive:
+    def packed(self, held: Callable[[Any], Any] = fetched) -> Archive:
         """What a file holds; the last evaluation only at the end, since a step makes its own."""
         course = self.course._replace(page=rows([*self.pages, self.course.page]))  # pyright: ignore
         if self.ended == Status.RUNNING:
@@ -166,6 +194,7 @@ class Stand(NamedTuple):
                 "chosen": self.chosen,
                 "capacity": self.capacity,
             },
+            held,
         )
 
 
