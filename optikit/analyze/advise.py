@@ -101,12 +101,12 @@ def advise(
     it is now.
 
     How far to trust it (`benchmarks/advise.py`, 22 small problems, their families held out, two CPU
-    cores that others used too): the method recommended took at most 1.5 times as long as the best
-    on 86 % of them, and 84 % of all methods' times were foretold within a factor of 3 (70 % of
-    those above a millisecond). By the laws alone the first figure is 59 %: they know the spectrum,
-    not the valleys. Where other tenants slow a dense factorisation, it is timed badly; in one case
-    the method recommended was 77 times off. A worse local minimum, reached sooner, is not held
-    against a method.
+    cores): the method recommended took at most 1.5 times as long as the best on 91 % of them, 1.9
+    times at worst, and 90 % of all methods' times were foretold within a factor of 3 (85 % of
+    those above a millisecond). By the laws alone the first figure is 82 %, the worst 5 times: they
+    know the spectrum, not the valleys. On a machine that others use too these were 86 % and once 77
+    times, where a dense factorisation had been timed while another tenant slowed it. A worse local
+    minimum, reached sooner, is not held against a method.
 
     Args:
       accuracy: as `tol` of `minimize`, and its default.

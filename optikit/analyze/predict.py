@@ -52,17 +52,17 @@ class Law(NamedTuple):
 
 
 LAWS: dict[str, Law] = {
-    "bfgs": Law("cg", 19.8, 0.22, 2.6),
-    "gauss-newton": Law("newton", 5.52, 0.137, 2.6),
-    "gradient-descent": Law("descent", 508, 0.253, 72),
-    "lbfgs": Law("cg", 19.7, 0.372, 2.2),
-    "levenberg-marquardt": Law("newton", 6.01, 0.153, 5),
-    "newton": Law("newton", 0.489, 0.993, 2.1),
-    "newton-bfgs": Law("newton", 0.449, 1.02, 2.4),
-    "newton-cg": Law("newton", 4.67, 0.3, 2.3),
-    "nonlinear-cg": Law("cg", 10.2, 0.522, 1.8),
-    "trust-region": Law("newton", 4.93, 0.304, 2.3),
-    "trust-region-exact": Law("newton", 0.866, 1.03, 2.8),
+    "bfgs": Law("cg", 20.1, 0.211, 2.5),
+    "gauss-newton": Law("newton", 5.54, 0.135, 2.6),
+    "gradient-descent": Law("descent", 512, 0.252, 54),
+    "lbfgs": Law("cg", 20.6, 0.36, 2.4),
+    "levenberg-marquardt": Law("newton", 5.59, 0.23, 3.8),
+    "newton": Law("newton", 0.289, 1.11, 2.3),
+    "newton-bfgs": Law("newton", 0.28, 1.12, 1.8),
+    "newton-cg": Law("newton", 5.67, 0.213, 2.6),
+    "nonlinear-cg": Law("cg", 13.1, 0.469, 1.8),
+    "trust-region": Law("newton", 5.9, 0.21, 2.6),
+    "trust-region-exact": Law("newton", 1.09, 0.886, 2.4),
 }
 """Fitted by `benchmarks/advise.py`: 22 problems of 2 to 400 parameters, float64, two CPU cores."""
 
