@@ -214,9 +214,9 @@ def test_estimates_are_unbiased_and_know_their_error(estimator, name):
     bias = errors.mean(axis=0) / (real / SEEDS**0.5)
     # 61 of 1e5 normal z-scores are beyond 4
     assert np.abs(bias).max() < 4, bias
-    # the mean of squared standard errors is the variance, up to what the left-out estimates share
+    # the mean of squared standard errors is the variance, or more: left-out estimates share vectors
     claimed = np.sqrt(np.mean(np.asarray(found.error) ** 2, axis=0))
-    assert (np.abs(np.log2(claimed / real)) < 1).mean() > 0.9, claimed / real
+    assert ((claimed > 0.85 * real) & (claimed < 2 * real)).mean() > 0.9, claimed / real
 
 
 def test_left_out_vectors_beat_plain_means_where_eigenvalues_decay():
