@@ -65,15 +65,13 @@ def as_key(key: Any) -> Key:
     """
     if key is None:
         return jax.random.key(0)
-    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.shape == ():
-            return key
-    elif isinstance(key, (jax.Array, np.ndarray)):
-        if key.dtype == np.uint32 and key.shape in ((2,), (4,)):  # of jax.random.PRNGKey
-            return jax.random.wrap_key_data(jnp.asarray(key))
     array = isinstance(key, (jax.Array, np.ndarray))
+    if array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        return jnp.asarray(key)
+    if array and key.dtype == np.uint32 and key.shape in ((2,), (4,)):  # of jax.random.PRNGKey
+        return jax.random.wrap_key_data(jnp.asarray(key))
     got = f"{key.dtype}{list(key.shape)}" if array else f"{type(key).__name__} {reprlib.repr(key)}"
-    seed = key if isinstance(key, (int, np.integer)) else 0
+    seed = int(key) if isinstance(key, (int, np.integer)) else 0
     msg = f"key must be one random key; got {got}: write key=jax.random.key({seed})."
     raise TypeError(msg)
 
