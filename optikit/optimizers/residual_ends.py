@@ -55,6 +55,7 @@ def watched(method: Optimizer) -> Optimizer:
         lives = alive(here, scaling)
         resolved = (least**2 <= noise.trial) & lives
         ended = jnp.where(resolved, Status.CONVERGED_TO_PRECISION.value, Status.STALLED.value)
+        assert info.predicted is not None
         over = (idle >= IDLE_STEPS) & (info.status == Status.RUNNING.value)
         info = info._replace(
             predicted=jnp.where(lives, info.predicted, jnp.inf),
