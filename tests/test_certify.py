@@ -38,10 +38,14 @@ ZOO = {
     "slope": (lambda x: jnp.sum(x), np.zeros(2), Kind.NOT_STATIONARY),
     "off-centre": (rosenbrock, np.zeros(4), Kind.NOT_STATIONARY),
     "far-tail": (lambda x: jnp.exp(-x[0]), np.array([20.0]), Kind.NOT_STATIONARY),
+    "step": (lambda x: jnp.sum(x**2) + jnp.where(x[0] > 0, 1, 0 * x[0]), np.zeros(2),
+             Kind.NON_SMOOTH),
+    "low-step": (lambda x: jnp.sum((x - 1) ** 2) + jnp.where(x[1] >= 1, 0.01, 0 * x[1]),
+                 np.ones(2), Kind.NON_SMOOTH),
     "large-bowl": (lambda x: spread(x, 1), np.zeros(LARGE), Kind.MINIMUM),
     "large-saddle": (lambda x: spread(x, -1), np.zeros(LARGE), Kind.SADDLE),
     "large-slope": (lambda x: spread(x, 1), np.ones(LARGE), Kind.NOT_STATIONARY),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

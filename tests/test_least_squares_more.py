@@ -700,3 +700,40 @@ def test_the_condition_of_no_column_and_of_a_zero_one():
     assert float(held.condition) == 1
     assert bool(held.full_rank)
     assert float(ok.parameter_covariance(fit, jnp.zeros(2)).condition) == np.inf
+
+
+def jennrich_sampson(x):
+    i = jnp.arange(1.0, 11.0)
+    return 2 + 2 * i - jnp.exp(i * x[0]) - jnp.exp(i * x[1])
+
+
+@pytest.mark.parametrize(("residual", "start", "value"), [
+    (freudenstein_roth, [0.5, -2.0], 24.4921268396), (jennrich_sampson, [0.3, 0.4], 62.1810911778),
+])  # fmt: skip
+def test_a_dogleg_ends_at_a_minimum_of_large_residual(residual, start, value):
+    """J is singular there to rounding, and promises nearly all of the value."""
+    sol = ok.least_squares(residual, jnp.asarray(start), method="dogleg")
+    assert bool(sol.success), sol
+    assert int(sol.steps) < 100
+    assert float(sol.value) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["dogleg", "gauss-newton", "levenberg-marquardt"])
+def test_where_the_jacobian_vanishes_along_the_way_is_a_plateau(method, dtype):
+    """The infimum is at infinity, where every column of J underflows to zero."""
+    t = jnp.linspace(-1.0, 1.0, 9, dtype=dtype)
+
+    def saturating(x):
+        return jnp.tanh(x[0] * t + x[1]) - 2 * jnp.sign(t)
+
+    sol = ok.least_squares(saturating, jnp.asarray([1.0, 0.3], dtype), method=method)
+    assert not bool(sol.success), sol
+
+
+@pytest.mark.parametrize("method", ["dogleg", "gauss-newton", "levenberg-marquardt"])
+def test_a_parameter_that_never_counted_is_no_plateau(method):
+    sol = ok.least_squares(
+        lambda x: jnp.stack([x[0] - 1, 2 * x[0] + 3]), jnp.ones(2), method=method
+    )
+    assert bool(sol.success), sol
+    np.testing.assert_allclose(sol.params, [-1.0, 1.0], atol=1e-12)

@@ -350,6 +350,52 @@ def test_a_wrong_call_raises_at_once(name):
         call()
 
 
+CALLS = {
+    "minimize": ok.minimize,
+    "minimize_many": lambda f, x, **rest: ok.minimize_many(f, x[None], **rest),
+    "multi_start": lambda f, x, **rest: ok.multi_start(f, x[None], **rest),
+    "fit": lambda f, x, args=(), key=None: ok.fit(
+        f, x, [args], method="adam", budget=ok.Budget(steps=1), key=key
+    ),
+    "certify": ok.certify,
+    "certify_many": lambda f, x, **rest: ok.certify_many(f, x[None], **rest),
+    "check_derivatives": ok.check_derivatives,
+    "spectrum": ok.spectrum,
+    "eigenpairs": lambda f, x, **rest: ok.eigenpairs(f, x, k=1, **rest),
+    "trace": ok.trace,
+    "diagonal": ok.diagonal,
+    "advise": ok.advise,
+}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_what_is_no_key_and_what_is_no_data_is_told(name):
+    def bowl(x, *args):
+        del args
+        return jnp.sum(x**2)
+
+    call = CALLS[name]
+    for wrong, got in (
+        (7, r"got int.*: write key=jax.random.key\("),
+        (jnp.zeros(2), "got float64"),
+    ):
+        with pytest.raises(TypeError, match=f"key must be one random key; {got}"):
+            call(bowl, jnp.ones(2), key=wrong)
+    for wrong, got in (
+        (("mean",), r"args\[0\] is str 'mean'"),
+        ((1.0, {"f": abs}), r"args\[1\]\['f'\]"),
+    ):
+        with pytest.raises(TypeError, match=f"{got}.*: args are arrays and numbers"):
+            call(bowl, jnp.ones(2), args=wrong)
+
+
+def test_keys_of_the_old_style_are_keys():
+    sols = [ok.minimize(rosenbrock, jnp.zeros(2), key=key) for key in (
+        None, jax.random.key(0), jax.random.PRNGKey(0), np.array([0, 0], np.uint32)
+    )]  # fmt: skip
+    assert all(float(sol.value) == float(sols[0].value) for sol in sols)
+
+
 def test_python_numbers_and_weak_types_are_settled():
     sol = ok.minimize(lambda p: (p["x"] - 3) ** 2, {"x": 0.0})
     assert float(sol.params["x"]) == pytest.approx(3.0)

@@ -18,6 +18,7 @@ from optikit.analyze.probe import Probe, probe
 from optikit.calculus import Objective, bind
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.objective import residual_vector
+from optikit.calculus.validate import as_key
 from optikit.core import Key, LinearOperator, Params, tree
 from optikit.core.compiled import under_transformation
 from optikit.solve import Solution, minimize
@@ -146,6 +147,7 @@ def advise(
     subject, params, args = as_subject(fun, params, args, has_aux)
     _check_curvature(subject, params, args)
     assert isinstance(subject, Objective)
+    key = None if key is None else as_key(key)
     names = _candidates(subject, params, args, methods)
     dtype = tree.inner_dtype(params)
     accuracy = default_tolerance(dtype) if accuracy is None else float(accuracy)

@@ -163,7 +163,7 @@ class Certificate:
                 if self.step_norm > 0
                 else "there is a slope along directions without curvature"
             ),
-            Kind.NON_SMOOTH: "non-smooth: the gradient jumps at this point",
+            Kind.NON_SMOOTH: "non-smooth: the gradient, or the value itself, jumps at this point",
             Kind.CANNOT_TELL: f"undecided: {self.reason}",
         }[self.kind]
         return f"{sentence}. {self._evidence()}."

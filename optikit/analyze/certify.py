@@ -12,7 +12,7 @@ from optikit.analyze.certificate import Certificate
 from optikit.analyze.examine import ROWS, examine
 from optikit.analyze.operator import check_wide
 from optikit.calculus.derivatives import Fun
-from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params, check_scalar
 from optikit.core import Key, Params, as_box, start_inside, tree
 from optikit.core.box import Box
 from optikit.core.compiled import jit, under_transformation
@@ -80,6 +80,7 @@ def certify(
     objective, params, args = as_objective(fun, has_aux=has_aux), as_params(params), as_args(args)
     check_scalar(objective, params, args)
     check_wide(params)
+    key = None if key is None else as_key(key)
     box = None if bounds is None else as_box(bounds, params)
     if box is not None:
         params = start_inside(box, params)
@@ -147,6 +148,7 @@ def certify_many(
     size = batch_size(params, args)
     params, args = as_params(params), jax.tree.map(jnp.asarray, args)
     check_wide(params)
+    key = None if key is None else as_key(key)
     box = None if bounds is None else as_box(bounds, params)
     if box is not None:
         params = start_inside(box, params)

@@ -17,6 +17,7 @@ from optikit.analyze.evidence import Evidence, dense_evidence, divided, krylov_e
 from optikit.analyze.neighbourhood import Neighbourhood, look_around
 from optikit.analyze.way_out import way_out
 from optikit.calculus import Eval, Objective, bind
+from optikit.calculus.validate import as_key
 from optikit.core import Counts, Key, Params, Scalar, tally, times, tree
 from optikit.core.box import Box
 
@@ -49,7 +50,7 @@ def examine(
         free, weak = _free(params, at, gradient, box)
         gradient = free * gradient
         held = jnp.sum(free == 0, dtype=jnp.int32)
-    spectrum_key, near_key, way_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    spectrum_key, near_key, way_key = jax.random.split(as_key(key), 3)
 
     def evidence(free: Array | None) -> tuple[Evidence, Counts]:
         if dense:

@@ -12,7 +12,7 @@ from optikit.analyze.operator import Look, flat_operator, require_factorizable, 
 from optikit.calculus import Objective
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import CurvatureKind
-from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params, check_scalar
 from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tally, times, tree
 from optikit.core.compiled import jit, under_transformation
 from optikit.linalg import eigenpairs as lanczos_pairs
@@ -99,7 +99,7 @@ def eigenpairs(
     look = Look(curvature, batch_size, leaves)
     run = plain(_eigenpairs) if under_transformation() else _eigenpairs
     return run(
-        params, args, scaling, _key(key), subject=subject, look=look, k=k, which=which,
+        params, args, scaling, as_key(key), subject=subject, look=look, k=k, which=which,
         block=block, basis=basis, tol=tol, max_restarts=max_restarts,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def trace(
         _estimated, fun, params, args, "trace", curvature, method, batch_size, leaves, scaling,
         has_aux,
     )  # fmt: skip
-    return _until(found, _key(key), num_products, rtol, max_products)
+    return _until(found, as_key(key), num_products, rtol, max_products)
 
 
 def diagonal(
@@ -178,7 +178,7 @@ def diagonal(
         _estimated, fun, params, args, "diagonal", curvature, method, batch_size, leaves, scaling,
         has_aux,
     )  # fmt: skip
-    return _until(found, _key(key), num_products, rtol, max_products)
+    return _until(found, as_key(key), num_products, rtol, max_products)
 
 
 def _until(
@@ -237,10 +237,6 @@ def as_subject(
     objective = as_objective(fun, has_aux=has_aux)
     check_scalar(objective, params, args)
     return objective, params, args
-
-
-def _key(key: Key | None) -> Key:
-    return jax.random.key(0) if key is None else key
 
 
 def plain(compiled: Callable) -> Callable:

@@ -14,7 +14,7 @@ from optikit.analyze.certificate import Certificate
 from optikit.analyze.certify import certify
 from optikit.analyze.prices import products, refusal
 from optikit.calculus import Objective, bind
-from optikit.calculus.validate import as_args, as_objective, as_params
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params
 from optikit.core import Key, Params, Status
 from optikit.core.compiled import jit, under_transformation
 from optikit.optimizers import Bounded
@@ -137,7 +137,7 @@ def multi_start(
     """
     objective, args = as_objective(fun, has_aux=has_aux), as_args(args)
     _check(starts, args, count, method, max_steps, distance)
-    draw_key, solve_key = jax.random.split(jax.random.key(0) if key is None else key)
+    draw_key, solve_key = jax.random.split(as_key(key))
     if callable(starts):
         starts = jax.vmap(starts)(jax.random.split(draw_key, int(count or 0)))
     size = _number(starts)

@@ -4,10 +4,10 @@ Noise is read off high differences along a random line, where what is smooth has
 k-th difference of independent errors of variance s^2 has the variance (2k choose k) s^2. The
 gradient enters by its product with random signs, whose error has the size of the
 gradient's in the Euclidean norm. A gradient that differs between x + h d and x - h d as much for a
-smaller h as for a larger one jumps at x; one whose differences to either side do not cancel as h^2
-has a Hessian that does. Around the stationary point that the Newton step p = -H^-1 g points to,
-gradients must be mirrored: that of x + 2 p is about -g, where along an inflection such as x^3 it is
-not.
+smaller h as for a larger one jumps at x, and a value likewise; a gradient whose differences to
+either side do not cancel as h^2 has a Hessian that jumps. Around the stationary point that the
+Newton step p = -H^-1 g points to, gradients must be mirrored: that of x + 2 p is about -g, where
+along an inflection such as x^3 it is not.
 
 Reference: Moré & Wild (2011), "Estimating computational noise".
 """
@@ -48,7 +48,7 @@ class Neighbourhood(NamedTuple):
       value_noise: the standard deviation of the values' rounding error.
       grad_noise: that of the gradient's, in the Euclidean norm.
       finite: whether all values and gradients were.
-      smooth: whether the gradient does not jump at the point.
+      smooth: whether neither value nor gradient jumps at the point.
       curved: whether the Hessian does not.
       resolved: whether the gradient changes at all on the line on which noise is measured.
       mirrored: whether the gradient along the Newton step changes as the Hessian says.
@@ -125,23 +125,26 @@ def look_around(
     wide, close = changes[2 * ALONG + 1], changes[2 * ALONG + 3]
     far, by = lopsided[2 * ALONG + 1], lopsided[2 * ALONG + 3]
 
-    def slower(close: Array, wide: Array, power: float) -> Array:
+    def slower(close: Array, wide: Array, power: float, noise: Array) -> Array:
         """Whether it falls as h to less than that power, above noise."""
-        return (close > wide * (fine / coarse) ** power) & (close > JUMP * grad_noise)
+        return (close > wide * (fine / coarse) ** power) & (close > JUMP * noise)
 
-    # a smooth gradient changes as h, a kink's as h^0; differences to either side cancel as h^2
-    # around a smooth Hessian, and as h where it jumps. A line that a bound cuts off has one side;
-    # the points' own rounding is a per cent of the finer step in float32
-    jumps = slower(close, wide, 0.4)
+    # a smooth gradient changes as h, a kink's as h^0, and so does a value that jumps; differences
+    # to either side cancel as h^2 around a smooth Hessian, and as h where it jumps. A line that a
+    # bound cuts off has one side; the points' own rounding is a per cent of the finer step in
+    # float32
+    rises = jnp.abs(values[2 * ALONG : 2 * ALONG + 4] - at.value)
+    jumps = slower(close, wide, 0.4, grad_noise)
+    jumps |= slower(jnp.max(rises[2:]), jnp.max(rises[:2]), 0.4, value_noise)
     both = jnp.all(reached[2 * ALONG : 2 * ALONG + 4])
-    bends = slower(by, far, 1.4) & (by > close / 10) & both
+    bends = slower(by, far, 1.4, grad_noise) & (by > close / 10) & both
     start = jnp.vdot(descent, gradient, precision=HIGHEST)  # -g^T |H|^-1 g, and its mirror image
     middle, end = slopes[-2], slopes[-1]
     slack = 3 * grad_noise * tree.norm(descent)
-    rises = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
+    mirrored = (middle >= start - slack) & (end >= middle - slack) & (end >= -start / 4 - slack)
     resolved = jnp.any(changes[1 : 2 * ALONG] > 0) | jnp.all(d == 0)
     return Neighbourhood(
-        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, rises, beyond
+        value_noise, grad_noise, jnp.all(finite), ~jumps, ~bends, resolved, mirrored, beyond
     ), Counts(grad=POINTS)
 
 

@@ -15,6 +15,7 @@ from optikit.analyze.instruments import as_subject, plain
 from optikit.analyze.operator import Look, flat_operator, require_factorizable
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.oracle import CurvatureKind
+from optikit.calculus.validate import as_key
 from optikit.core import Counts, Key, LinearOperator, Params, Scalar, tally, times, tree
 from optikit.core.compiled import jit, under_transformation
 from optikit.linalg.eigenpairs import eigenpairs
@@ -195,10 +196,9 @@ def spectrum(
     """
     subject, params, args = as_subject(fun, params, args, has_aux)
     look = Look(curvature, batch_size, leaves)
-    key = jax.random.key(0) if key is None else key
     run = plain(_spectrum) if under_transformation() else _spectrum
     return run(
-        params, args, scaling, key, subject=subject, look=look, k=k, num_probes=num_probes,
+        params, args, scaling, as_key(key), subject=subject, look=look, k=k, num_probes=num_probes,
         num_products=num_products, basis=basis, tol=tol, dense=dense,
     )  # fmt: skip
 

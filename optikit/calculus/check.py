@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from optikit.calculus.derivatives import Fun
 from optikit.calculus.narrowing import narrowed
 from optikit.calculus.oracle import bind
-from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params, check_scalar
 from optikit.calculus.verdict import (
     DerivativeReport,
     agreeing,
@@ -104,7 +104,7 @@ def check_derivatives(
     def slopes(d, steps):
         return jax.lax.map(lambda t: jnp.vdot(gradient(flat + t * d), d), steps)
 
-    keys = jax.random.split(jax.random.key(0) if key is None else key, DIRECTIONS)
+    keys = jax.random.split(as_key(key), DIRECTIONS)
     length = float(jnp.linalg.norm(flat))
 
     def measured(scale: float) -> DerivativeReport:

@@ -24,7 +24,7 @@ from optikit.calculus.objective import (
     split_data,
 )
 from optikit.calculus.oracle import Oracle, bind
-from optikit.calculus.validate import as_args, as_objective, as_params, check_scalar
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params, check_scalar
 from optikit.core import Key, LinearOperator, Params, PyTree, Scalar
 
 Fun = Objective | Callable[..., Any]
@@ -115,6 +115,7 @@ def fisher(
     Reference: Kunstner, Balles & Hennig (2019), "Limitations of the empirical Fisher", section 2.
     """
     oracle, params = _open(fun, params, args)
+    key = None if key is None else as_key(key)
     return oracle.curvature("fisher", params, key).linearized()
 
 

@@ -1,12 +1,14 @@
 """Static checks of what a user passes: raised at once, with the fact, the value and the remedy."""
 
+import reprlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optikit.calculus.objective import Objective, abstract, black_box, fingerprint
-from optikit.core import Params
+from optikit.core import Key, Params
 
 
 def as_objective(fun: Any, *, has_aux: bool = False) -> Objective:
@@ -27,12 +29,50 @@ def as_args(args: Any) -> tuple:
     """The data arguments as a tuple.
 
     Raises:
-      TypeError: args is a lone array or other non-sequence.
+      TypeError: args is a lone array or other non-sequence, or holds what is no array; it is named
+        by its path.
     """
-    if isinstance(args, (tuple, list)):
-        return tuple(args)
-    kind = type(args).__name__
-    msg = f"args must be a tuple of the arguments after params; got {kind}: write args=(data,)."
+    if not isinstance(args, (tuple, list)):
+        kind = type(args).__name__
+        msg = f"args must be a tuple of the arguments after params; got {kind}: write args=(data,)."
+        raise TypeError(msg)
+    if not all(map(_is_data, jax.tree.leaves(args))):
+        path, leaf = next(
+            (path, leaf)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]
+            if not _is_data(leaf)
+        )
+        msg = (
+            f"args{jax.tree_util.keystr(path)} is {type(leaf).__name__} {reprlib.repr(leaf)}: args "
+            "are arrays and numbers; what else fun needs, it closes over."
+        )
+        raise TypeError(msg)
+    return tuple(args)
+
+
+def _is_data(leaf: Any) -> bool:
+    """Whether a compiled program can be given it: an array, a number, a random key."""
+    if isinstance(leaf, (jax.Array, float, int, complex)) or hasattr(leaf, "__jax_array__"):
+        return True
+    return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "") not in tuple("OSTU")
+
+
+def as_key(key: Any) -> Key:
+    """A random key; None is the key of seed 0.
+
+    Raises:
+      TypeError: it is not one key.
+    """
+    if key is None:
+        return jax.random.key(0)
+    array = isinstance(key, (jax.Array, np.ndarray))
+    if array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        return jnp.asarray(key)
+    if array and key.dtype == np.uint32 and key.shape in ((2,), (4,)):  # of jax.random.PRNGKey
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    got = f"{key.dtype}{list(key.shape)}" if array else f"{type(key).__name__} {reprlib.repr(key)}"
+    seed = int(key) if isinstance(key, (int, np.integer)) else 0
+    msg = f"key must be one random key; got {got}: write key=jax.random.key({seed})."
     raise TypeError(msg)
 
 

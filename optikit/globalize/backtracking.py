@@ -77,6 +77,8 @@ def backtracking(
         ahead, here = (tree.norm(v).astype(dtype) for v in (direction.step, at.params))
         # of the direction, and of the parameters: one far too long shows no noise, but curvature
         short = tree.eps(dtype) ** 0.5 * jnp.minimum(1, here / jnp.where(ahead > 0, ahead, 1))
+        # of a whole step below the parameters' rounding no trial tells: the model has to
+        left = jnp.where(ahead <= tree.eps(dtype) * here, direction.promised, jnp.inf)
 
         def running(c: _Run) -> Array:
             return ~c.accepted & (c.trials < max_trials)
@@ -110,9 +112,7 @@ def backtracking(
         one = jnp.ones((), dtype)
         no = jnp.asarray(False)
         none = jnp.asarray(0, jnp.int32)
-        run = lax.while_loop(
-            running, body, _Run(one, at, no, no, jnp.inf * one, none, slack, no, no)
-        )
+        run = lax.while_loop(running, body, _Run(one, at, no, no, left, none, slack, no, no))
         return along_line(
             at, direction, run.trial, run.t, run.accepted, run.seen_finite, run.trials, trials,
             left=run.left, state=state, noise=run.noise,

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Scalar, memoized, tree
+from optikit.core import Params, Scalar, memoized, tree
 from optikit.globalize.search import (
     Globalize,
     Propose,
@@ -141,7 +141,7 @@ def hager_zhang(
 
         first = jnp.ones((), dtype)
         if start == "previous":
-            first = jnp.where(probing, PSI1 * state, _rule_zero(at)).astype(dtype)
+            first = jnp.where(probing, PSI1 * state, _rule_zero(at, d, slope)).astype(dtype)
         zero, inf = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
         no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
         descent = slope < 0
@@ -197,11 +197,10 @@ def _secant(p: _Point, q: _Point) -> Scalar:
     return p.t - p.slope * ((q.t - p.t) / (q.slope - p.slope))
 
 
-def _rule_zero(at: Eval) -> Scalar:
-    """I0: a hundredth of |x| / |g|, or of |f| / |g|^2 at the origin, or 1."""
+def _rule_zero(at: Eval, direction: Params, slope: Scalar) -> Scalar:
+    """I0: a hundredth of |x| / |g|, or of |f| / |g|^2 at the origin, or 1, for the direction -g."""
     dtype = at.value.dtype
-    x, g = tree.max_abs(at.params).astype(dtype), tree.max_abs(at.grad).astype(dtype)
-    gg = tree.vdot(at.grad, at.grad).astype(dtype)
-    by_value = PSI0 * jnp.abs(at.value) / gg
-    first = jnp.where(x > 0, PSI0 * x / g, jnp.where(at.value != 0, by_value, 1))
+    x, size = tree.max_abs(at.params).astype(dtype), tree.max_abs(direction).astype(dtype)
+    by_value = PSI0 * jnp.abs(at.value / slope)
+    first = jnp.where(x > 0, PSI0 * x / size, jnp.where(at.value != 0, by_value, 1))
     return jnp.where(jnp.isfinite(first) & (first > 0), first, 1)

@@ -72,6 +72,9 @@ def search_in_region(
         there = tree.add_scaled(at.params, 1.0, direction.step)
         trial = evaluate(oracle, there, at)
         seen, bound, cut = judge(c.bound, direction, length, trial)
+        moved = tree.max_abs(tree.subtract(there, at.params)) > 0
+        # of a whole step below the parameters' rounding no trial tells: the model has to
+        whole = (c.trials == 0) & ~moved & ~cut
         return _Run(
             bound=bound,
             trial=trial,
@@ -80,9 +83,9 @@ def search_in_region(
             promised=jnp.where(c.trials == 0, direction.promised, c.promised),
             scale=direction.scale,
             accepted=seen.accepted,
-            moved=tree.max_abs(tree.subtract(there, at.params)) > 0,
+            moved=moved,
             seen_finite=c.seen_finite | seen.finite,
-            left=secant_left(at, trial, c.left),
+            left=secant_left(at, trial, jnp.where(whole, direction.promised, c.left)),
             trials=c.trials + 1,
             counts=tally(c.counts, direction.counts, evaluate.price),
         )

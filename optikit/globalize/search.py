@@ -30,7 +30,7 @@ class Search(NamedTuple):
       counts: of directions and evaluations.
       status: RUNNING, or why it failed.
       left: what the line of the last trial holds from the start down to its minimum, by the slopes
-        at both; infinite where no trial tells.
+        at both; as promised, of a whole step that moves nothing; infinite where no trial tells.
       noise: the change of the value that rounding was seen to cause; a static None where the search
         does not look.
     """
@@ -99,7 +99,7 @@ def line_left(slope: Scalar, there: Scalar, t: Scalar, before: Scalar | float) -
     Where they do not differ, as after a step too short to change anything, it is as `before`.
     """
     bend = jnp.abs(there - slope) / t
-    return jnp.where(jnp.isfinite(bend) & (bend > 0), slope**2 / (2 * bend), before)
+    return jnp.where(jnp.isfinite(bend) & (bend > 0), slope * (slope / (2 * bend)), before)
 
 
 def secant_left(at: Eval, trial: Eval, before: Scalar | float) -> Scalar:

@@ -137,7 +137,9 @@ def _inside(low: _Point, high: _Point, finite: Bool[Array, ""]) -> Scalar:
     """The minimiser of the cubic through both ends, kept off the ends of the interval."""
     width = high.t - low.t
     d1 = low.slope + high.slope - 3 * (low.f - high.f) / (low.t - high.t)
-    root = jnp.sqrt(d1**2 - low.slope * high.slope) * jnp.sign(width)
+    unit = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(low.slope), jnp.abs(high.slope)))
+    a, b, c = d1 / unit, low.slope / unit, high.slope / unit  # whose squares do not overflow
+    root = unit * jnp.sqrt(a**2 - b * c) * jnp.sign(width)
     cubic = high.t - width * (high.slope + root - d1) / (high.slope - low.slope + 2 * root)
     fraction = (cubic - low.t) / width
     usable = finite & jnp.isfinite(fraction)

@@ -26,6 +26,8 @@ from optikit.linalg.subproblem import Direction, Inner, Model, Subproblem
 
 
 class _Run(NamedTuple):
+    """The iterations, within the loop in the units of `truncated`."""
+
     s: Params  # the step so far
     r: Params  # the model's gradient g + H s
     p: Params  # the search direction; the last one that was taken, where its curvature was negative
@@ -42,6 +44,9 @@ class _Run(NamedTuple):
 FADING = 10
 """A curvature met in one step is remembered at a tenth of its size in the next: where a steep wall
 lies behind, the valley's curvature is no rounding of the wall's."""
+
+FAR = 1e9
+"""Times the step's unit: beyond any radius, and its square is still finite in float32."""
 
 
 @memoized
@@ -167,8 +172,11 @@ def convex_along(
     """`Model.is_convex_along` of a model given by products: one product looks."""
 
     def look(vector: Params) -> tuple[Bool[Array, ""], Counts]:
+        largest = tree.max_abs(vector)
+        unit = jnp.where(largest > 0, largest, 1)
+        vector = jax.tree.map(lambda x: x / unit.astype(x.dtype), vector)
         image = product(vector)
-        size = jnp.sqrt(tree.vdot(vector, vector) * tree.vdot(image, image))
+        size = jnp.sqrt(tree.vdot(vector, vector)) * tree.norm(image)
         return tree.vdot(vector, image) >= -tree.eps(dtype) * size, price
 
     return look
@@ -194,12 +202,20 @@ def truncated(
     inner: Inner,
     max_iters: int | Int[Array, ""],
 ) -> _Run:
-    """CG on H s = -g until |r| <= forcing |g|, the radius, or curvature that is not positive."""
-    rr0 = tree.vdot(g, g)
-    dtype = rr0.dtype
+    """CG on H s = -g until |r| <= forcing |g|, the radius, or curvature that is not positive.
+
+    In units, so that no square over- or underflows: residuals and directions in that of the largest
+    entry of g, steps in the radius where there is one, and products in the curvature met.
+    """
+    largest = tree.max_abs(g)
+    dtype = largest.dtype
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     radius, forcing = radius.astype(dtype), inner.forcing.astype(dtype)
     eps = tree.eps(dtype) * tree.size(g) ** 0.5
     bounded = jnp.isfinite(radius)
+    length = jnp.where(bounded & (radius > 0), radius, unit)
+    first = jax.tree.map(lambda x: x / unit.astype(x.dtype), g)
+    rr0 = tree.vdot(first, first)
 
     def running(c: _Run) -> Array:
         return ~c.done & (c.iterations < max_iters)
@@ -207,32 +223,47 @@ def truncated(
     def body(c: _Run) -> _Run:
         hp = product(c.p)
         pp, php = tree.vdot(c.p, c.p), tree.vdot(c.p, hp)
-        steep = jnp.sqrt(tree.vdot(hp, hp) / jnp.where(pp > 0, pp, 1))
+        met = jnp.maximum(c.scale, jnp.abs(php) / jnp.where(pp > 0, pp, 1))
+        met = jnp.where((met > 0) & jnp.isfinite(met), met, 1)
+        sized = jax.tree.map(lambda x: x / met.astype(x.dtype), hp)
+        steep = met * jnp.sqrt(tree.vdot(sized, sized) / jnp.where(pp > 0, pp, 1))
         scale = jnp.maximum(c.scale, steep)
         flat = jnp.abs(php) <= eps * scale * pp  # no curvature but rounding
         convex = (php > 0) & ~flat
         # without curvature there is no scale: a first step as long as the gradient, a later none
         size = jnp.where(flat, jnp.where(c.iterations == 0, c.rr, jnp.inf), jnp.abs(php))
         alpha = c.rr / jnp.where(size > 0, size, 1)
+        ahead = alpha * unit / length  # the same in units of the step
         sp, ss = tree.vdot(c.s, c.p), tree.vdot(c.s, c.s)
-        beyond = ss + 2 * alpha * sp + alpha**2 * pp >= radius**2
+        far = jnp.minimum(ahead, FAR)
+        beyond = ss + 2 * far * sp + far**2 * pp >= 1
         leave = bounded & (beyond | (~convex & ~(flat & (c.iterations > 0))))
         # the positive root of |s + tau p| = radius, in the form that does not cancel
-        gap = jnp.where(bounded, radius, 0) ** 2 - ss
+        gap = 1 - ss
         root = jnp.sqrt(jnp.maximum(sp**2 + pp * gap, 0))
         tau = jnp.where(sp > 0, gap / (root + sp), (root - sp) / jnp.where(pp > 0, pp, 1))
-        t = jnp.where(leave, tau, alpha)
-        s, r = tree.add_scaled(c.s, t, c.p), tree.add_scaled(c.r, t, hp)
+        s = tree.add_scaled(c.s, jnp.where(leave, tau, ahead), c.p)
+        t = jnp.where(leave, tau * length / unit, alpha)
+        r = tree.add_scaled(c.r, t, hp)
         rr = tree.vdot(r, r)
         p = tree.add_scaled(tree.negative(r), rr / c.rr, c.p)
         p = tree.where(php < 0, c.p, p)
         done = leave | ~convex | (rr <= forcing**2 * rr0) | ~jnp.isfinite(rr)
-        left = jnp.where(leave & convex, php * (alpha - tau) ** 2 / 2, 0)
+        left = jnp.where(leave & convex, php * (alpha - t) * (alpha - t) / 2, 0)
         still_convex = c.convex & (convex | flat)
         return _Run(s, r, p, rr, c.iterations + 1, done, leave, still_convex, php, scale, left)
 
     zeros = tree.zeros_like(g)
     none, no, yes = jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.asarray(True)
     scale, nothing = inner.scale.astype(dtype) / FADING, jnp.zeros((), dtype)
-    start = _Run(zeros, g, tree.negative(g), rr0, none, rr0 == 0, no, yes, nothing, scale, nothing)
-    return lax.while_loop(running, body, start)
+    start = _Run(
+        zeros, first, tree.negative(first), rr0, none, rr0 == 0, no, yes, nothing, scale, nothing
+    )
+    run = lax.while_loop(running, body, start)
+    return run._replace(
+        s=tree.scale(length, run.s),
+        r=tree.scale(unit, run.r),
+        p=tree.scale(unit, run.p),
+        bend=unit * (unit * run.bend),
+        beyond=unit * (unit * run.beyond),
+    )

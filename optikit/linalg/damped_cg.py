@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from optikit.core import Scalar
+from optikit.core import Scalar, tree
 from optikit.core.tree import HIGHEST
 
 GROWTH = 1.3
@@ -97,6 +97,10 @@ def damped_cg(
     zero = jnp.asarray(0, jnp.int32)
     s = jnp.zeros(n, dtype) if start is None else start
     r = g if start is None else product(s) + g
+    # all is linear in g and s: in these units no square over- or underflows
+    largest = jnp.maximum(tree.max_abs(g), tree.max_abs(r))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1).astype(dtype)
+    g, s, r = g / unit, s / unit, r / unit
     y = change(r)
     ry = _dot(r, y)
     model = _dot(s, r + g) / 2
@@ -134,7 +138,10 @@ def damped_cg(
     run = lax.while_loop(lambda c: ~c.done & (c.i < max_iters), body, first)
     spent = run.i + (0 if start is None else 1)
     residual = jnp.sqrt(jnp.maximum(run.ry, 0)) / jnp.where(size > 0, size, 1)
-    return Descent(run.s, run.model, run.stored, run.places, run.number, spent, residual)
+    return Descent(
+        unit * run.s, unit * (unit * run.model), unit * run.stored, run.places, run.number, spent,
+        residual,
+    )  # fmt: skip
 
 
 def _marks(max_iters: int) -> list[int]:

@@ -106,8 +106,9 @@ def _from_matrix(double: bool, oracle: Oracle, at: Eval, kind: CurvatureKind, ke
     length = jnp.maximum(1, tree.norm(at.params)).astype(gradient.dtype)
     sizes, newton = _ends(model, length)
     newton = jnp.where(safe, jnp.matmul(whole, vectors, precision=HIGHEST), newton)
-    slope = jnp.vdot(model.along, model.along)
-    cauchy = -_ratio(slope, jnp.vdot(model.along, sizes * model.along)) * model.along
+    size = tree.norm(model.along)
+    steepest = _ratio(model.along, size)
+    cauchy = -_ratio(size, jnp.vdot(steepest, sizes * steepest)) * steepest
 
     def lift(coefficients: Array) -> Params:
         return unravel(jnp.matmul(vectors, coefficients, precision=HIGHEST))
@@ -115,7 +116,9 @@ def _from_matrix(double: bool, oracle: Oracle, at: Eval, kind: CurvatureKind, ke
     def curvature(c: Array) -> Scalar:
         return jnp.sum(model.values * c**2)
 
-    bottom = jnp.where(safe, -jnp.vdot(gradient, whole), jnp.sum(model.along**2 / sizes)) / 2
+    bottom = 0.5 * jnp.where(
+        safe, -jnp.vdot(gradient, whole), jnp.sum(model.along * (model.along / sizes))
+    )
     eigen = at._replace(grad=model.along)
     return _model(
         eigen, cauchy, newton, curvature, lift, model.convex, bottom, tally(op.matrix_price), double

@@ -144,7 +144,7 @@ def proposal(
     c = found.coefficients
     slope, curvature = jnp.sum(model.along * c), jnp.sum(model.values * c**2)
     # what the quadratic alone would still give, however near the bound is
-    bottom = jnp.sum(model.along**2 / jnp.where(model.gaps > 0, model.gaps, 1)) / 2
+    bottom = jnp.sum(model.along * (model.along / jnp.where(model.gaps > 0, model.gaps, 1))) / 2
     bottom = jnp.where(model.bent, -(slope + curvature / 2), bottom)
     direction = Direction(
         step=jnp.matmul(c, basis, precision=HIGHEST),
@@ -171,15 +171,18 @@ def dogleg_step(
       >>> step.tolist(), bool(cut)
       ([1.0, 0.0], True)
     """
-    near, far = jnp.linalg.norm(first), jnp.linalg.norm(last)
-    bounded = jnp.where(jnp.isfinite(radius), radius, 0)
-    leg = last - first
+    far = tree.norm(last)
+    unit = jnp.where(far > 0, far, 1)
+    cut = far > radius
+    # in units of the whole path no square overflows
+    inner, bounded = first / unit, jnp.where(jnp.isfinite(radius), radius, 0) / unit
+    near = jnp.linalg.norm(inner)
+    leg = last / unit - inner
     # the positive root of |first + t leg| = radius, in the form that does not cancel
-    a, b, c = jnp.vdot(leg, leg), jnp.vdot(first, leg), bounded**2 - near**2
+    a, b, c = jnp.vdot(leg, leg), jnp.vdot(inner, leg), bounded**2 - near**2
     root = jnp.sqrt(jnp.maximum(b**2 + a * c, 0))
     below = jnp.where(b > 0, root + b, a)
     t = jnp.where(b > 0, c, root - b) / jnp.where(below > 0, below, 1)
-    bent = first + jnp.clip(t, 0, 1) * leg
-    short = bounded / jnp.where(near > 0, near, 1) * first
-    cut = far > radius
-    return jnp.where(cut, jnp.where(near >= radius, short, bent), last), cut
+    bent = inner + jnp.clip(t, 0, 1) * leg
+    short = bounded / jnp.where(near > 0, near, 1) * inner
+    return jnp.where(cut, unit * jnp.where(near >= bounded, short, bent), last), cut

@@ -88,7 +88,7 @@ def krylov(
         if change is not None:
             probe, inside = change.apply(probe), change.around(product)
         gradient, unravel = ravel_pytree(probe)
-        size, n, dtype = jnp.linalg.norm(gradient), gradient.size, at.value.dtype
+        size, n, dtype = tree.norm(gradient), gradient.size, at.value.dtype
         length = jnp.maximum(1, tree.norm(at.params)).astype(gradient.dtype)
         limit = min(100, max(10, MEMORY // n)) if max_iters is None else max_iters
         k = max(1, min(limit, n))
@@ -137,7 +137,7 @@ def krylov(
             found, _ = proposal(model, bound, region, length, rows, dtype)
             step, measured = unravel(found.step), None
             if change is not None:
-                step, measured = change.apply(step), jnp.linalg.norm(found.step).astype(dtype)
+                step, measured = change.apply(step), tree.norm(found.step).astype(dtype)
             return found._replace(
                 step=step,
                 length=measured,
@@ -156,7 +156,7 @@ def krylov(
 
 def _begun(gradient: Float[Array, " n"], k: int) -> _Run:
     dtype = gradient.dtype
-    size = jnp.linalg.norm(gradient)
+    size = tree.norm(gradient)
     return _Run(
         basis=jnp.zeros((k, gradient.size), dtype),
         diagonal=jnp.zeros(k, dtype),
@@ -175,10 +175,10 @@ def _extended(run: _Run, product) -> _Run:
     basis = run.basis.at[j].set(run.q)
     w = product(run.q)
     diagonal = run.diagonal.at[j].set(jnp.vdot(run.q, w, precision=HIGHEST))
-    scale = jnp.maximum(run.scale, jnp.linalg.norm(w))
+    scale = jnp.maximum(run.scale, tree.norm(w))
     for _ in range(2):
         w = w - jnp.matmul(jnp.matmul(basis, w, precision=HIGHEST), basis, precision=HIGHEST)
-    beta = jnp.linalg.norm(w)
+    beta = tree.norm(w)
     closed = beta <= 10 * run.q.size**0.5 * tree.eps(w.dtype) * scale
     beta = jnp.where(closed, 0, beta)
     return run._replace(

@@ -32,6 +32,8 @@ class Minres(NamedTuple):
 
 
 class _Run(NamedTuple):
+    """The iterations, for a b of length 1."""
+
     x: Vector
     best: Vector  # the iterate of least |A r|
     best_slope: Scalar  # its |A r|
@@ -73,6 +75,7 @@ def minres(
     # |A r| / |A| |r| of a residual outside the range; 1 / |A| |A^+| that is too far
     flat = eps**0.7
     size = _norm(b)
+    unit = jnp.where(size > 0, size, 1)
 
     def running(r: _Run) -> Array:
         return ~r.done & (r.iterations < max_iters)
@@ -82,20 +85,20 @@ def minres(
         alpha = _dot(r.v, p)
         p = p - alpha * r.v
         beta = _norm(p)
-        scale = jnp.maximum(r.scale, jnp.sqrt(alpha**2 + r.beta**2 + beta**2))
+        scale = jnp.maximum(r.scale, jnp.hypot(alpha, jnp.hypot(r.beta, beta)))
         delta = r.c * r.dbar + r.s * alpha
         gbar = r.s * r.dbar - r.c * alpha
         dbar, epsilon = -r.c * beta, r.s * beta
         steepness = jnp.hypot(gbar, dbar)  # |A r| / |r| at r.x
         better = steepness * r.phi < r.best_slope
-        lost = (steepness <= flat * scale) | (flat * _norm(r.x) * scale > size)
+        lost = (steepness <= flat * scale) | (flat * _norm(r.x) * scale > 1)
         gamma = jnp.hypot(gbar, beta)
         gamma = jnp.where(gamma > 0, gamma, 1)
         c, s = gbar / gamma, beta / gamma
         d = (r.v - delta * r.d - r.epsilon * r.d_last) / gamma
         x = r.x + c * r.phi * d
         phi = s * r.phi
-        solved = ~lost & (phi <= floor * size)
+        solved = ~lost & (phi <= floor)
         best = jnp.where(solved, x, jnp.where(better, r.x, r.best))
         best_slope = jnp.where(better, steepness * r.phi, r.best_slope)
         return _Run(
@@ -107,13 +110,13 @@ def minres(
     zero, zeros = jnp.zeros((), b.dtype), jnp.zeros_like(b)
     start = _Run(
         x=zeros, best=zeros, best_slope=jnp.full((), jnp.inf, b.dtype),
-        v=b / jnp.where(size > 0, size, 1), v_last=zeros, d=zeros, d_last=zeros, beta=zero,
-        c=-jnp.ones((), b.dtype), s=zero, dbar=zero, epsilon=zero, phi=size, scale=zero,
+        v=b / unit, v_last=zeros, d=zeros, d_last=zeros, beta=zero,
+        c=-jnp.ones((), b.dtype), s=zero, dbar=zero, epsilon=zero, phi=size / unit, scale=zero,
         iterations=jnp.asarray(0, jnp.int32), done=size == 0,
     )  # fmt: skip
     run = lax.while_loop(running, body, start)
-    x = jnp.where(jnp.isfinite(run.phi), run.best, jnp.nan)
-    return Minres(x, run.phi <= eps**0.5 * size, run.done, run.iterations)
+    x = jnp.where(jnp.isfinite(run.phi), unit * run.best, jnp.nan)
+    return Minres(x, run.phi <= eps**0.5, run.done, run.iterations)
 
 
 def _dot(a: Vector, b: Vector) -> Scalar:
@@ -121,4 +124,4 @@ def _dot(a: Vector, b: Vector) -> Scalar:
 
 
 def _norm(a: Vector) -> Scalar:
-    return jnp.sqrt(_dot(a, a))
+    return tree.norm(a).astype(a.dtype)

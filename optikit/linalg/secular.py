@@ -93,10 +93,10 @@ def in_ball(model: Spectrum, radius: Scalar) -> Shift:
 def under_cubic(model: Spectrum, sigma: Scalar) -> Shift:
     """The global minimiser of the quadratic plus sigma |s|^3 / 3, for sigma > 0."""
     # one direction alone: (gap + nu) (pole + nu) = sigma |pull|, in the form that does not cancel
-    push = sigma * jnp.abs(model.pull)
-    root = jnp.sqrt((model.gaps - model.pole) ** 2 + 4 * push)
-    whole = model.gaps + model.pole + root
-    below = 2 * (push - model.gaps * model.pole) / jnp.where(whole > 0, whole, 1)
+    push = jnp.sqrt(sigma) * jnp.sqrt(jnp.abs(model.pull))  # the root of that, against overflow
+    whole = model.gaps + model.pole + jnp.hypot(model.gaps - model.pole, 2 * push)
+    whole = jnp.where(whole > 0, whole, 1)
+    below = 2 * (push * (push / whole) - model.gaps * (model.pole / whole))
     return _solved(model, lambda nu: ((model.pole + nu) / sigma, 1 / sigma), jnp.max(below))
 
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from optikit.calculus import Eval, Oracle
-from optikit.core import Key, memoized, tree
+from optikit.core import Key, Scalar, memoized, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, wolfe
 from optikit.optimizers.protocol import Optimizer, info_from_search
@@ -20,14 +20,16 @@ from optikit.optimizers.quasi_newton import (
     forgiven,
     is_curved,
     search_along,
+    unit_of,
 )
 
 
 class BfgsState(NamedTuple):
     """What the next BFGS step needs."""
 
-    inverse_hessian: Float[Array, "n n"]  # symmetric positive definite
+    inverse_hessian: Float[Array, "n n"]  # symmetric positive definite, of f / unit
     fresh: Bool[Array, ""]  # no pair has been learnt yet
+    unit: Scalar  # of gradients
 
 
 @memoized
@@ -42,25 +44,32 @@ def bfgs(*, globalize: Globalize | None = None) -> Optimizer:
 
     def init(at: Eval) -> BfgsState:
         gradient = ravel_pytree(at.grad)[0]
-        scale = first_scale(gradient)
-        return BfgsState(scale * jnp.eye(gradient.size, dtype=gradient.dtype), jnp.asarray(True))
+        return begun(gradient, unit_of(gradient))
 
     def step(oracle: Oracle, at: Eval, state: BfgsState, key: Key):
         del key
         gradient = ravel_pytree(at.grad)[0]
-        direction = -jnp.matmul(state.inverse_hessian, gradient, precision=HIGHEST)
+        scaled = gradient / state.unit
+        direction = -jnp.matmul(state.inverse_hessian, scaled, precision=HIGHEST)
         search, s, y = search_along(globalize, oracle, at, direction)
         search, again = forgiven(search, at, state.fresh)
-        new = tree.where(
-            again, init(cast("Eval", search.next)), updated(state, s, y, search.accepted)
-        )
+        end = ravel_pytree(cast("Eval", search.next).grad)[0]
+        learnt = updated(state, s, y, search.accepted)
+        new = tree.where(again, begun(end, state.unit), learnt)
         return search.params, search.next, new, info_from_search(search)
 
     return Optimizer(init, step, monotone=True, learns=True, name="bfgs")
 
 
+def begun(gradient: Array, unit: Scalar) -> BfgsState:
+    """The state before the first pair."""
+    eye = jnp.eye(gradient.size, dtype=gradient.dtype)
+    return BfgsState(first_scale(gradient, unit) * eye, jnp.asarray(True), unit)
+
+
 def updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> BfgsState:
     """H+ = (I - rho s y^T) H (I - rho y s^T) + rho s s^T, if the pair is curved."""
+    y = y / state.unit
     learn = accepted & is_curved(s, y)
     sy, yy = jnp.vdot(s, y), jnp.vdot(y, y)
     rho = 1 / jnp.where(learn, sy, 1)
@@ -73,4 +82,5 @@ def updated(state: BfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -> 
     hy = jnp.matmul(h, y, precision=HIGHEST)
     cross = jnp.outer(s, hy)
     new = h - rho * (cross + cross.T) + rho * (1 + rho * jnp.vdot(y, hy)) * jnp.outer(s, s)
-    return BfgsState(jnp.where(learn, new, state.inverse_hessian), state.fresh & ~learn)
+    h = jnp.where(learn, new, state.inverse_hessian)
+    return BfgsState(h, state.fresh & ~learn, state.unit)

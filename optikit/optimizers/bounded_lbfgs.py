@@ -23,7 +23,7 @@ from optikit.globalize import projected
 from optikit.linalg import Direction
 from optikit.optimizers.bounded import face_at
 from optikit.optimizers.protocol import Bounded, Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, forgiven, is_curved
+from optikit.optimizers.quasi_newton import OVERSHOOT, forgiven, is_curved
 
 
 class BoundedLbfgsState(NamedTuple):
@@ -106,14 +106,14 @@ def _lbfgs_inside(box: Box, memory: int, max_trials: int) -> Optimizer:
 def first_scale_in(box: Box, at: Eval) -> Scalar:
     """The length of the first step per unit of gradient, of those parameters that can move.
 
-    That of `first_scale`, but long enough to be seen in the parameters, and no longer than the box.
+    That is min(1, 1/|g|), but long enough to be seen in the parameters, and no longer than the box.
     """
     projected = box.projected_gradient(at.params, at.grad)
     free = jax.tree.map(lambda p, g: jnp.where(p != 0, g, 0), projected, at.grad)
     size = tree.norm(free)
     safe = jnp.where(size > 0, size, 1)
     seen = tree.eps(size.dtype) ** 0.5 * tree.norm(at.params) / safe
-    scale = jnp.maximum(first_scale(ravel_pytree(free)[0]), seen)
+    scale = jnp.maximum(jnp.minimum(1, 1 / safe), seen)
     reached = tree.norm(box.projected_gradient(at.params, tree.scale(scale, free)))
     return jnp.where(reached > 0, jnp.minimum(scale, reached / safe), scale)
 

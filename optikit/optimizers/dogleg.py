@@ -12,6 +12,7 @@ from optikit.core import Counts, Key, Params, memoized
 from optikit.globalize import trust_region
 from optikit.linalg import dogleg as dogleg_model
 from optikit.optimizers.protocol import Optimizer, value_and_grad
+from optikit.optimizers.residual_ends import EndsState, watched
 from optikit.optimizers.second_order import second_order
 
 
@@ -56,22 +57,24 @@ def dogleg(
     )
     if curvature != "auto":
         return matrix
-    squares = second_order(
-        curvature="ggn",
-        solve=dogleg_model(residuals=True, double=double),
-        globalize=trust_region(radius=radius, max_trials=max_trials, gradients=False),
-        name="dogleg",
+    squares = watched(
+        second_order(
+            curvature="ggn",
+            solve=dogleg_model(residuals=True, double=double),
+            globalize=trust_region(radius=radius, max_trials=max_trials, gradients=False),
+            name="dogleg",
+        )
     )
 
-    def chosen(oracle: Oracle) -> Optimizer:
-        return matrix if residual_vector(oracle.objective) is None else squares
-
-    def step(oracle: Oracle, at: Eval, state, key: Key):
-        return chosen(oracle).step(oracle, at, state, key)
+    def step(oracle: Oracle, at: Eval, state: EndsState, key: Key):
+        if residual_vector(oracle.objective) is not None:
+            return squares.step(oracle, at, state, key)
+        params, known, inner, info = matrix.step(oracle, at, state.inner, key)
+        return params, known, state._replace(inner=inner), info
 
     def evaluate(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
         if residual_vector(oracle.objective) is None:
             return value_and_grad(oracle, params)
         return squares.evaluate(oracle, params)
 
-    return matrix._replace(step=step, evaluate=evaluate)
+    return matrix._replace(init=squares.init, step=step, evaluate=evaluate)

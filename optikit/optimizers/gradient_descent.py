@@ -53,9 +53,9 @@ def gradient_descent(
     def step(oracle: Oracle, at: Eval, state: GradientDescentState, key: Key):
         del key
         dtype = at.value.dtype
-        slope = -state.step_size * tree.vdot(at.grad, at.grad).astype(dtype)
         zero, no, yes = jnp.zeros((), dtype), jnp.asarray(False), jnp.asarray(True)
         step = tree.scale(-state.step_size, at.grad)
+        slope = tree.vdot(at.grad, step).astype(dtype)  # a square of the gradient might overflow
         direction = Direction(step, slope, zero, no, yes, zero, times(0, Counts()))
         search = search_along.search(oracle, at, lambda radius: direction, state.search)
         taken = state.step_size * search.step_size

@@ -26,18 +26,20 @@ from optikit.optimizers.quasi_newton import (
     forgiven,
     is_curved,
     search_along,
+    unit_of,
 )
 
 
 class LbfgsState(NamedTuple):
     """What the next L-BFGS step needs: the last m pairs in a ring, and their inner products."""
 
-    pairs: Float[Array, "2 m n"]  # differences of parameters (s), and of gradients (y)
+    pairs: Float[Array, "2 m n"]  # differences of parameters (s), and of gradients / unit (y)
     sy: Float[Array, "m m"]  # s_i . y_j, oldest pair first, like yy
     yy: Float[Array, "m m"]  # y_i . y_j
     held: Int[Array, ""]  # how many pairs count, the newest ones
     newest: Int[Array, ""]  # the row of pairs written last
-    gamma: Scalar  # scale of the initial inverse Hessian
+    gamma: Scalar  # scale of the initial inverse Hessian of f / unit
+    unit: Scalar  # of gradients
 
 
 @memoized
@@ -57,29 +59,31 @@ def lbfgs(*, memory: int = 10, globalize: Globalize | None = None) -> Optimizer:
         gradient = ravel_pytree(at.grad)[0]
         pairs = jnp.zeros((2, memory, gradient.size), gradient.dtype)
         products = jnp.zeros((memory, memory), gradient.dtype)
+        unit = unit_of(gradient)
         return LbfgsState(
             pairs=pairs,
             sy=products,
             yy=products,
             held=jnp.asarray(0, jnp.int32),
             newest=jnp.asarray(memory - 1, jnp.int32),
-            gamma=first_scale(gradient),
+            gamma=first_scale(gradient, unit),
+            unit=unit,
         )
 
     def step(oracle: Oracle, at: Eval, state: LbfgsState, key: Key):
         del key
-        gradient = ravel_pytree(at.grad)[0]
+        gradient = ravel_pytree(at.grad)[0] / state.unit
         direction = -_inverse_product(state, gradient)
         search, s, y = search_along(globalize, oracle, at, direction)
         unseen = OVERSHOOT * state.gamma * jnp.vdot(gradient, gradient) / 2
-        unseen = unseen.astype(search.promised.dtype)
+        unseen = (state.unit * unseen).astype(search.promised.dtype)
         search = search._replace(promised=jnp.maximum(search.promised, unseen))
         search, again = forgiven(search, at, state.held == 0)
         end = ravel_pytree(cast("Eval", search.next).grad)[0]
-        new = _updated(state, s, y, search.accepted)
+        new = _updated(state, s, y / state.unit, search.accepted)
         new = new._replace(
             held=jnp.where(again, 0, new.held),
-            gamma=jnp.where(again, first_scale(end), new.gamma),
+            gamma=jnp.where(again, first_scale(end, state.unit), new.gamma),
         )
         return search.params, search.next, new, info_from_search(search)
 
@@ -138,4 +142,5 @@ def _updated(state: LbfgsState, s: Array, y: Array, accepted: Bool[Array, ""]) -
         jnp.where(learn, jnp.minimum(state.held + 1, memory), state.held).astype(jnp.int32),
         row,
         jnp.where(learn, sy / jnp.where(learn, yy, 1), state.gamma),
+        state.unit,
     )

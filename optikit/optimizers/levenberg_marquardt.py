@@ -60,7 +60,7 @@ class LevenbergMarquardtState(NamedTuple):
     control: Scalar  # the bound on |D s|, or the damping; infinite before the first step
     growth: Scalar  # of the damping at the next rejection
     scaling: Float[Array, " n"]  # D, the largest column norms so far
-    least: Scalar  # the smallest `_steepest` since the objective last fell beyond its noise
+    least: Scalar  # the smallest `steepest_slope` since the objective last fell beyond its noise
     idle: Int[Array, ""]  # steps in the noise since that was last lowered
     rejected: Int[Array, ""]  # trials since the last accepted one
     seen_finite: Bool[Array, ""]  # whether one of those was finite
@@ -166,12 +166,14 @@ def levenberg_marquardt(
             lambda: _paid(evaluate(oracle, point)),
             lambda: (at, tally(Counts())),
         )
-        steepest = _steepest(new)
+        steepest = steepest_slope(new)
         fell = accepted & ~in_noise & (actual > 1e3 * noise.trial)
-        helped = accepted & (fell | (steepest <= 0.9 * jnp.minimum(_steepest(at), state.least)))
+        helped = accepted & (
+            fell | (steepest <= 0.9 * jnp.minimum(steepest_slope(at), state.least))
+        )
         useless = accepted & in_noise & (actual <= noise.value)
         idle = jnp.where(helped, 0, state.idle + jnp.where(useless, 1, 0))
-        steeper = (steepest > _steepest(at)) & (actual <= 0)
+        steeper = (steepest > steepest_slope(at)) & (actual <= 0)
         trial = Trial(size, actual, predicted, finite, in_noise, accepted, full, steeper)
         control, growth = rule.judge(control, state.growth, trial)
         rejected = jnp.where(accepted, 0, state.rejected + 1)
@@ -179,7 +181,7 @@ def levenberg_marquardt(
         # what the undamped model promises does not depend on how far the radius has shrunk
         left = norm(projected).astype(dtype)
         promised = left**2 / 2
-        stationary = _steepest(at) <= tolerance * jnp.sqrt(2 * at.value)
+        stationary = steepest_slope(at) <= tolerance * jnp.sqrt(2 * at.value)
         resolved = (left <= noise.projected) | (promised <= noise.value)
         resolved |= full & (predicted <= noise.value) & stationary
         # steps that zigzag about a minimum of large residual are now near to it, now less so
@@ -286,7 +288,7 @@ def vanished(at: Eval) -> Bool[Array, ""]:
     return at.value <= jnp.finfo(at.value.dtype).tiny
 
 
-def _steepest(at: Eval) -> Scalar:
+def steepest_slope(at: Eval) -> Scalar:
     """max_j |J_j^T r| / |J_j|: unlike |Q^T r| it vanishes at rank-deficient minima as well."""
     norms = column_norms(at.local.upper)
     slopes = jnp.abs(tree.ravel(at.grad)) / jnp.where(norms > 0, norms, 1)

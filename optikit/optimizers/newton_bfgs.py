@@ -23,9 +23,9 @@ from optikit.core import Counts, Key, Scalar, Status, memoized, tally, times, tr
 from optikit.core.tree import HIGHEST
 from optikit.globalize import wolfe
 from optikit.linalg import Direction, Inner, cholesky
-from optikit.optimizers.bfgs import BfgsState, updated
+from optikit.optimizers.bfgs import BfgsState, begun, updated
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import first_scale
+from optikit.optimizers.quasi_newton import unit_of
 
 SPELL = 25
 """Steps after which a turn is judged; Newton's first one is not, it takes in the way downhill."""
@@ -72,7 +72,9 @@ def newton_bfgs(*, spell: int = SPELL, max_trials: int = 40) -> Optimizer:
     def init(at: Eval) -> NewtonBfgsState:
         untried = jnp.full((), jnp.inf, at.value.dtype)
         no, grace = jnp.asarray(False), jnp.asarray(-spell, jnp.int32)
-        return NewtonBfgsState(_fresh(at), no, grace, at.value, untried, no)
+        gradient = ravel_pytree(at.grad)[0]
+        learnt = begun(gradient, unit_of(gradient))
+        return NewtonBfgsState(learnt, no, grace, at.value, untried, no)
 
     def step(oracle: Oracle, at: Eval, state: NewtonBfgsState, key: Key):
         def by_newton() -> tuple[Direction, Counts]:
@@ -103,22 +105,17 @@ def newton_bfgs(*, spell: int = SPELL, max_trials: int = 40) -> Optimizer:
         s = ravel_pytree(tree.subtract(search.params, at.params))[0]
         y = ravel_pytree(tree.subtract(end.grad, at.grad))[0]
         learnt = updated(state.learnt, s, y, search.accepted)
-        learnt = tree.where(new.relieved & state.relieved, learnt, _fresh(end))
+        anew = begun(ravel_pytree(end.grad)[0], learnt.unit)
+        learnt = tree.where(new.relieved & state.relieved, learnt, anew)
         new = new._replace(learnt=learnt)
         return search.params, end, new, info_from_search(search, relieved=state.relieved)
 
     return Optimizer(init, step, monotone=True, name="newton-bfgs")
 
 
-def _fresh(at: Eval) -> BfgsState:
-    gradient = ravel_pytree(at.grad)[0]
-    eye = jnp.eye(gradient.size, dtype=gradient.dtype)
-    return BfgsState(first_scale(gradient) * eye, jnp.asarray(True))
-
-
 def _by_bfgs(at: Eval, learnt: BfgsState) -> tuple[Direction, Counts]:
     gradient, unravel = ravel_pytree(at.grad)
-    d = -jnp.matmul(learnt.inverse_hessian, gradient, precision=HIGHEST)
+    d = -jnp.matmul(learnt.inverse_hessian, gradient / learnt.unit, precision=HIGHEST)
     slope = jnp.vdot(gradient, d).astype(at.value.dtype)
     no, yes, free = jnp.asarray(False), jnp.asarray(True), times(0, Counts())
     return Direction(unravel(d), slope, -slope, no, yes, jnp.zeros_like(slope), free), free

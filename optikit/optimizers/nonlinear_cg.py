@@ -22,7 +22,7 @@ from optikit.core.tree import HIGHEST
 from optikit.globalize import Globalize, hager_zhang
 from optikit.linalg import Direction
 from optikit.optimizers.protocol import Optimizer, info_from_search
-from optikit.optimizers.quasi_newton import forgiven
+from optikit.optimizers.quasi_newton import forgiven, unit_of
 
 Beta = Literal["hager-zhang", "polak-ribiere+", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 
@@ -30,14 +30,15 @@ Beta = Literal["hager-zhang", "polak-ribiere+", "fletcher-reeves", "hestenes-sti
 class NonlinearCgState(NamedTuple):
     """What the next step needs."""
 
-    direction: Float[Array, " n"]
+    direction: Float[Array, " n"]  # by gradients / unit
     since: Int[Array, ""]  # steps since the last restart; 0: the direction is -g
-    reach: Scalar  # of late steps: the decrease of an exact search over |g|^2 / 2
+    reach: Scalar  # of late steps: the decrease of an exact search over |g|^2 / 2, times unit
     search: Any
+    unit: Scalar  # of gradients
 
 
 class _Products(NamedTuple):
-    """Inner products of the new gradient g, its change y, and the last direction d."""
+    """Inner products of the new gradient g, its change y, and the last direction d, in units."""
 
     gg: Scalar
     gy: Scalar
@@ -90,7 +91,9 @@ def nonlinear_cg(
     def init(at: Eval) -> NonlinearCgState:
         none = jnp.asarray(0, jnp.int32)
         zero = jnp.zeros((), at.value.dtype)
-        return NonlinearCgState(-ravel_pytree(at.grad)[0], none, zero, search_along.init(at))
+        gradient = ravel_pytree(at.grad)[0]
+        unit = unit_of(gradient)
+        return NonlinearCgState(-gradient / unit, none, zero, search_along.init(at), unit)
 
     def step(oracle: Oracle, at: Eval, state: NonlinearCgState, key: Key):
         del key
@@ -100,22 +103,23 @@ def nonlinear_cg(
         zero, no, yes = jnp.zeros((), dtype), jnp.asarray(False), jnp.asarray(True)
         proposal = Direction(unravel(d), slope, zero, no, yes, zero, times(0, Counts()))
         search = search_along.search(oracle, at, lambda radius: proposal, state.search)
+        unit = state.unit
         if search.next is None:
             msg = "nonlinear_cg needs a search that evaluates gradients; got one on values."
             raise TypeError(msg)
-        new_g = ravel_pytree(search.next.grad)[0]
+        g, new_g = g / unit, ravel_pytree(search.next.grad)[0] / unit
         products = _products(new_g, new_g - g, d, g)
         limit = max(g.size, 10) if restart is None else restart
-        turned, since = _direction(beta, products, new_g, d, state.since, limit, powell)
+        turned, since = _direction(beta, products, new_g, d, state.since, limit, powell, unit)
         kept = search.accepted
         # the longest of late steps along a gradient tells how flat the flattest direction is
-        lately = jnp.where(kept, -slope * search.step_size / products.old, 0)
+        lately = jnp.where(kept, -(slope / unit) * search.step_size / products.old, 0)
         reach = jnp.maximum(0.9 * state.reach, lately)
-        promised = jnp.where(reach > 0, reach, 1) * products.old / 2
+        promised = unit * (jnp.where(reach > 0, reach, unit) * products.old / 2)
         search, again = forgiven(search._replace(promised=promised), at, state.since == 0)
         kept &= ~again
         new = NonlinearCgState(
-            jnp.where(kept, turned, -new_g), jnp.where(kept, since, 0), reach, search.state
+            jnp.where(kept, turned, -new_g), jnp.where(kept, since, 0), reach, search.state, unit
         )
         return search.params, search.next, new, info_from_search(search)
 
@@ -130,10 +134,17 @@ def _products(g: Array, y: Array, d: Array, old: Array) -> _Products:
 
 
 def _direction(
-    beta: Beta, p: _Products, g: Array, d: Array, since: Array, limit: int, powell: float
+    beta: Beta,
+    p: _Products,
+    g: Array,
+    d: Array,
+    since: Array,
+    limit: int,
+    powell: float,
+    unit: Scalar,
 ) -> tuple[Array, Int[Array, ""]]:
     """-g + beta d, or -g where it is time to restart; and the steps since then."""
-    factor = _beta(beta, p)
+    factor = _beta(beta, p, unit)
     slope = -p.gg + factor * p.gd
     reset = jnp.abs(p.gg - p.gy) >= powell * p.gg
     reset |= (since + 1 >= limit) | ~(slope <= -0.01 * p.gg) | ~jnp.isfinite(factor)
@@ -141,8 +152,8 @@ def _direction(
     return factor * d - g, jnp.where(reset, 0, since + 1).astype(jnp.int32)
 
 
-def _beta(name: Beta, p: _Products) -> Scalar:
-    """The formula; not finite where its denominator vanishes."""
+def _beta(name: Beta, p: _Products, unit: Scalar) -> Scalar:
+    """The formula, from products in units; not finite where its denominator vanishes."""
     if name == "fletcher-reeves":
         return p.gg / p.old
     if name == "polak-ribiere+":
@@ -151,5 +162,5 @@ def _beta(name: Beta, p: _Products) -> Scalar:
         return p.gy / p.yd
     if name == "dai-yuan":
         return p.gg / p.yd
-    least = -1 / (jnp.sqrt(p.dd) * jnp.minimum(0.01, jnp.sqrt(p.old)))
+    least = -1 / (unit * jnp.sqrt(p.dd) * jnp.minimum(0.01, unit * jnp.sqrt(p.old)))
     return jnp.maximum((p.gy - 2 * p.yy * p.gd / p.yd) / p.yd, least)

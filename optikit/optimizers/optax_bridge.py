@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from optikit.calculus import Eval, Objective, Oracle, bind
-from optikit.calculus.validate import as_objective
+from optikit.calculus.validate import as_key, as_objective
 from optikit.core import Counts, Key, Params, Scalar, memoized, tally, times, tree
 from optikit.optimizers.protocol import Optimizer, StepInfo, folded, running, value_and_grad
 
@@ -150,7 +150,7 @@ def as_optax(
     """
     alone, optimizer = objective is None, folded(optimizer)
     objective = _missing(optimizer.name) if objective is None else as_objective(objective)
-    key = jax.random.key(0) if key is None else key
+    key = as_key(key)
 
     def init(params: Params) -> AsOptaxState:
         # the state's shapes follow from a pretended evaluation; its contents from the first update

@@ -79,7 +79,19 @@ def is_curved(s: Array, y: Array) -> Bool[Array, ""]:
     return product > 8 * tree.eps(s.dtype) * lengths
 
 
-def first_scale(gradient: Array) -> Scalar:
-    """The length of the first step per unit of gradient: min(1, 1/|g|)."""
-    size = jnp.linalg.norm(gradient)
-    return jnp.minimum(1, 1 / jnp.where(size > 0, size, 1))
+def first_scale(gradient: Array, unit: Scalar) -> Scalar:
+    """The length of the first step per unit of gradient: unit * min(1, 1/|g|)."""
+    size = jnp.linalg.norm(gradient / unit)
+    return jnp.minimum(unit, 1 / jnp.where(size > 0, size, 1))
+
+
+def unit_of(gradient: Array) -> Scalar:
+    """A power of two near the largest entry where its square might over- or underflow, else 1.
+
+    Gradients are divided by it, which changes no digit of theirs.
+    """
+    largest, info = jnp.max(jnp.abs(gradient)), jnp.finfo(gradient.dtype)
+    usual = (largest >= float(info.tiny) ** 0.25) & (largest <= float(info.max) ** 0.25)
+    odd = ~usual & (largest > 0) & jnp.isfinite(largest)
+    largest = jnp.where(odd, largest, 1)
+    return jnp.where(odd, largest / (2 * jnp.frexp(largest)[0]), 1)

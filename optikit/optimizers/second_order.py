@@ -23,6 +23,7 @@ from optikit.linalg import (
 )
 from optikit.linalg.precondition import Precondition
 from optikit.optimizers.protocol import Optimizer, info_from_search, value_and_grad
+from optikit.optimizers.residual_ends import watched
 
 LOOSEST, TIGHTEST = 0.5, 1e-6
 """Bounds on the relative residual at which an inner iteration stops."""
@@ -202,9 +203,11 @@ def gauss_newton(*, max_trials: int = 40) -> Optimizer:
     For `residuals(...)`, and `composite(predict, squared_error)` with at most an L2 penalty. Per
     step: one jacobian, 2 m n^2 flops, one value a trial.
     """
-    return second_order(
-        curvature="ggn",
-        solve=qr(),
-        globalize=backtracking(max_trials=max_trials, gradients=False),
-        name="gauss-newton",
+    return watched(
+        second_order(
+            curvature="ggn",
+            solve=qr(),
+            globalize=backtracking(max_trials=max_trials, gradients=False),
+            name="gauss-newton",
+        )
     )

@@ -23,16 +23,17 @@ from optikit.core.tree import HIGHEST
 from optikit.globalize.search import Trials, secant_left, verdict
 from optikit.linalg.exact import decomposed, measured_in, proposal
 from optikit.optimizers.protocol import Optimizer, StepInfo
-from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, is_curved, spent
+from optikit.optimizers.quasi_newton import OVERSHOOT, first_scale, is_curved, spent, unit_of
 
 
 class Sr1State(NamedTuple):
     """What the next step needs."""
 
-    matrix: Float[Array, "n n"]  # B, symmetric, of any signature
+    matrix: Float[Array, "n n"]  # B, symmetric, of any signature, for f / unit
     fresh: Bool[Array, ""]  # no pair has been learnt yet
     radius: Scalar
     units: Float[Array, " n"]  # of the parameters, at the last step
+    unit: Scalar  # of gradients
 
 
 class _Run(NamedTuple):
@@ -74,16 +75,21 @@ def sr1(
 
     def init(at: Eval) -> Sr1State:
         gradient = ravel_pytree(at.grad)[0]
-        matrix = jnp.eye(gradient.size, dtype=gradient.dtype) / first_scale(gradient)
+        return begun(at, unit_of(gradient))
+
+    def begun(at: Eval, unit: Scalar) -> Sr1State:
+        gradient = ravel_pytree(at.grad)[0]
+        matrix = jnp.eye(gradient.size, dtype=gradient.dtype) / first_scale(gradient, unit)
         dtype = at.value.dtype
         first = jnp.maximum(1, tree.norm(at.params)) if radius is None else radius
         unknown = jnp.full_like(gradient, jnp.inf)
-        return Sr1State(matrix, jnp.asarray(True), jnp.asarray(first, dtype), unknown)
+        return Sr1State(matrix, jnp.asarray(True), jnp.asarray(first, dtype), unknown, unit)
 
     def step(oracle: Oracle, at: Eval, state: Sr1State, key: Key):
         del key
         gradient, unravel = ravel_pytree(at.grad)
-        dtype = at.value.dtype
+        gradient, dtype = gradient / state.unit, at.value.dtype
+        unit = state.unit.astype(dtype)
         length = tree.norm(at.params).astype(dtype)
         smallest = tree.eps(dtype) * jnp.maximum(length, 1e-3)
 
@@ -101,12 +107,14 @@ def sr1(
             )
             step = scale * d.step
             trial = evaluate(oracle, tree.add(at.params, unravel(step)), at)
-            seen = verdict(at, trial, d.predicted, accept=accept, shrink_below=0.1, grow_above=0.75)
+            seen = verdict(
+                at, trial, unit * d.predicted, accept=accept, shrink_below=0.1, grow_above=0.75
+            )
             size = jnp.linalg.norm(d.step).astype(dtype)
             grown = jnp.where(size > 0.8 * bound, 2 * bound, bound)
             new = jnp.where(seen.poor, size / 2, jnp.where(seen.good, grown, bound))
             new = jnp.where(seen.finite, new, jnp.where(jnp.isfinite(size), size, bound) / 4)
-            y = ravel_pytree(tree.subtract(trial.grad, at.grad))[0]
+            y = ravel_pytree(tree.subtract(trial.grad, at.grad))[0] / state.unit
             # beyond a wall the secant curvature says nothing about this side of it
             foreseen = jnp.matmul(matrix, step, precision=HIGHEST)
             usual = jnp.linalg.norm(gradient) + jnp.linalg.norm(foreseen)
@@ -117,7 +125,7 @@ def sr1(
                 learnt._replace(radius=new, units=units),
                 trial,
                 jnp.linalg.norm(step).astype(dtype),
-                jnp.where(c.trials == 0, left, c.promised),
+                jnp.where(c.trials == 0, unit * left, c.promised),
                 seen.accepted,
                 c.seen_finite | seen.finite,
                 secant_left(at, trial, c.left),
@@ -133,7 +141,7 @@ def sr1(
         status = jnp.where(run.accepted, Status.RUNNING.value, failed).astype(jnp.int32)
         again, promised, left = spent(at, end, run.promised, run.left, ~run.accepted, state.fresh)
         again &= run.seen_finite
-        model = tree.where(again, init(end), run.model)
+        model = tree.where(again, begun(end, state.unit), run.model)
         info = StepInfo(
             step_norm=jnp.where(run.accepted, run.step_norm, 0),
             accepted=run.accepted,

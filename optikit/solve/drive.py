@@ -2,12 +2,11 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from optikit.calculus import Objective, bind
 from optikit.calculus.closures import opened
-from optikit.calculus.validate import check_scalar
+from optikit.calculus.validate import as_key, check_scalar
 from optikit.core import Box, Key, Params, Status
 from optikit.core.compiled import jit
 from optikit.optimizers import Bounded, Optimizer
@@ -39,12 +38,14 @@ def drive(
 
     Raises:
       ValueError: a negative budget, a state of another solve.
+      TypeError: a key that is none.
     """
     if isinstance(max_steps, int) and max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
     if state is not None:
         check_state(state, method, params)
+    key = None if key is None else as_key(key)
     run = functools.partial(
         _run,
         method=method,
@@ -78,7 +79,7 @@ def _run(
     objective = opened(objective, captured)
     value = check_scalar(objective, params, args)  # while tracing: once per compilation
     tol = jnp.asarray(default_tolerance(value.dtype) if tol is None else tol).astype(value.dtype)
-    key = jax.random.key(0) if key is None else key
+    key = as_key(key)
     oracle, optimizer = bind(objective, args), in_box(method, box)
     if state is None:
         progress = begin(optimizer, oracle, params, key, trace_rows=trace_rows)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from optikit.calculus import Objective
-from optikit.calculus.validate import as_objective, as_params
+from optikit.calculus.validate import as_key, as_objective, as_params
 from optikit.core import Key, Params, Status
 from optikit.optimizers import Optimizer, named
 from optikit.solve.budget import DEFAULT_BUDGET, Budget, exhausted
@@ -120,7 +120,7 @@ def fit(
             raise ValueError(msg)
         optimizer, reason = _chosen(method, record, objective, params, feed.example)
         run = Run(
-            objective, optimizer, params, jax.random.key(0) if key is None else key, feed,
+            objective, optimizer, params, as_key(key), feed,
             budget=budget, recoveries=recoveries, reason=reason, files=files, record=record,
             evaluate=evaluate, placement=placement,
         )  # fmt: skip

@@ -10,9 +10,11 @@ from optikit.calculus import Eval, Objective, residuals
 from optikit.calculus.objective import fingerprint, residual_vector
 from optikit.calculus.validate import as_params
 from optikit.core import Params, Scalar, tree
+from optikit.linalg.damped_step import LinearModel
 from optikit.linalg.least_squares import column_norms
 from optikit.losses.robust import Robust, as_robust
 from optikit.optimizers import StepInfo
+from optikit.optimizers.levenberg_marquardt import alive
 from optikit.solve.bounded import solve_in_box
 from optikit.solve.loop import Progress, gradient_criterion
 from optikit.solve.minimize import Method, solve
@@ -136,7 +138,8 @@ def residual_criterion(
 ) -> Bool[Array, ""]:
     """|J_j^T r| <= tol |J_j| |r| for every column j, or a full step s with |D s| <= tol |D x|.
 
-    Of methods that keep the Jacobian, D_j = |J_j|. Levenberg-Marquardt judges itself, by stronger
+    Of methods that keep the Jacobian, D_j = |J_j|; where columns have vanished that J once had,
+    nothing is. Levenberg-Marquardt judges itself, by stronger
     tests; a method for smooth functions is judged by its gradient.
     """
     if not isinstance(at.local, tuple) or len(at.local) != 2:
@@ -149,4 +152,7 @@ def residual_criterion(
     x, d = tree.ravel(p.at.params), column_norms(p.at.local[1])
     moved = tree.norm(d * (tree.ravel(at.params) - x))
     whole = info.step_norm >= 0.99 * info.extras["full_norm"]
-    return orthogonal | (whole & (moved <= tol * tree.norm(d * x)))
+    ended = orthogonal | (whole & (moved <= tol * tree.norm(d * x)))
+    if "scaling" in info.extras:
+        ended &= alive(at._replace(local=LinearModel(jacobian, r)), info.extras["scaling"])
+    return ended

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optikit.calculus import Objective
-from optikit.calculus.validate import as_args, as_objective, as_params
+from optikit.calculus.validate import as_args, as_key, as_objective, as_params
 from optikit.core import Box, Key, Params, as_box, start_inside, tree
 from optikit.core.compiled import under_transformation
 from optikit.losses.robust import Robust
@@ -185,7 +185,7 @@ def _solve(
     if max_steps < 0:
         msg = f"max_steps must not be negative; got {max_steps}."
         raise ValueError(msg)
-    key = jax.random.key(0) if key is None else key
+    key = as_key(key)
     task = Task(objective, chosen, criterion)
     return run(task, params, Data(args, box), size, key, tol, max_steps, reason, state)
 
