@@ -88,6 +88,14 @@ MISTAKES = {
     "list": ("- a\n- b", "1:1: the file: Input should be a valid dictionary"),
     "import path": ("name: x\nproblems: {a: {use: 'my_lab:'}}\noptimizers: {b: {use: newton}}",
                     "an import path is written module:function"),
+    "no module": ("name: x\nproblems: {a: {use: 'no_lab:net'}}\noptimizers: {b: {use: newton}}",
+                  "2:21: problems.a.use: no module 'no_lab' beside the study, in the current folder"),
+    "no function": ("name: x\nproblems: {a: {use: 'optikit.problems.functions:rosenbrok'}}\n"
+                    "optimizers: {b: {use: newton}}",
+                    "2:21: problems.a.use: optikit.problems.functions has no 'rosenbrok': did you mean 'rosenbrock'?"),
+    "merge key": ("name: x\nproblems: {a: &a {use: quadratic}, c: {<<: *a, n: 3}}\n"
+                  "optimizers: {b: {use: newton}}",
+                  "2:40: YAML 1.2 merges no mappings by '<<': write the keys out"),
     "label": ("name: ../x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}",
               "1:7: name: String should match pattern"),
     "target": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"

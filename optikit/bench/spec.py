@@ -5,9 +5,13 @@ problem and optimizer against the signature in its source. All mistakes are repo
 with its place in the file.
 """
 
+import contextlib
 import difflib
 import itertools
+import os
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -191,12 +195,24 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
     source, wrong = yaml_source.overridden(source, overrides)
-    study, more = validate(source)
+    with _importable_from(path.parent):
+        study, more = validate(source)
     shared, missing = resolve_best_known(source, path.parent)
     problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
     return study.model_copy(update={"best_known": shared})
+
+
+@contextlib.contextmanager
+def _importable_from(folder: pathlib.Path) -> Iterator[None]:
+    """Find modules beside a study and in the current folder, as its trials do."""
+    before = list(sys.path)
+    sys.path[:0] = [str(folder.resolve()), os.getcwd()]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def validate(

@@ -142,6 +142,10 @@ def _build_mapping(node, path: Path, marks: dict, problems: list, above: set) ->
             problems.append(Problem(_position(key_node), "a key must be a plain word"))
             continue
         key = str(key_node.value)
+        if key == "<<":
+            text = "YAML 1.2 merges no mappings by '<<': write the keys out"
+            problems.append(Problem(_position(key_node), text))
+            continue
         if key in built:
             first = marks[(*path, key)]
             problems.append(
