@@ -364,6 +364,7 @@ const choose = async (id, value) => {
 const lines = of => [...document.querySelectorAll(of + " .chart")].map(chart => ({
   label: chart.dataset.problem ?? chart.dataset.tuned ?? chart.dataset.spectrum ?? chart.id,
   traces: chart.data?.map(t => t.name) ?? [], drawn: chart.querySelectorAll(".scatterlayer .trace path.js-line").length,
+  ticks: ["x", "y"].map(axis => chart.querySelectorAll(`.${axis}tick text`).length),
   x: chart.querySelector(".xtitle")?.textContent, y: chart.querySelector(".ytitle")?.textContent,
 }));
 </script>"""
@@ -437,6 +438,11 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
     assert [(c["label"], c["drawn"]) for c in seen["spectra"]] == [("p0", 4)]
     assert all(c["drawn"] == 1 for c in seen["tuning"])
     assert all(c["drawn"] == 1 + variants * SEEDS for c in seen["each"])
+    charts = [
+        *seen["axes"].values(),
+        *(seen[k] for k in ("profiles", "tuning", "spectra", "rates")),
+    ]
+    assert all(min(chart["ticks"]) for row in charts for chart in row), "numbers on every axis"
     for charts in (seen["grad"], seen["linear"]):
         assert all(c["y"] == "max |gradient|" for c in charts)
         assert all(c["drawn"] == variants * SEEDS for c in charts)
