@@ -5,13 +5,10 @@ problem and optimizer against the signature in its source. All mistakes are repo
 with its place in the file.
 """
 
-import contextlib
 import difflib
 import itertools
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -22,7 +19,7 @@ from optikit.bench.entries import unknown_entry
 from optikit.bench.factories import declared_by, find_factory
 from optikit.bench.plain import on_one_line
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
-from optikit.bench.signature import Parameter, Signature, registry
+from optikit.bench.signature import Parameter, Signature, importable_from, registry
 from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
@@ -123,7 +120,9 @@ class OptimizerUse(_Use):
     `{int_uniform: [a, b]}`, `{choice: [...]}`, with `when: {name: value}` if it is conditional.
     """
 
-    problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+    problems: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="labels to run on; all if absent"
+    )
 
 
 class Tuning(_Strict):
@@ -195,24 +194,13 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
     source, wrong = yaml_source.overridden(source, overrides)
-    with _importable_from(path.parent):
+    with importable_from([str(path.parent.resolve()), os.getcwd()]):
         study, more = validate(source)
     shared, missing = resolve_best_known(source, path.parent)
     problems += wrong + more + missing
     if problems or study is None:
         raise ConfigError(source.name, problems)
     return study.model_copy(update={"best_known": shared})
-
-
-@contextlib.contextmanager
-def _importable_from(folder: pathlib.Path) -> Iterator[None]:
-    """Find modules beside a study and in the current folder, as its trials do."""
-    before = list(sys.path)
-    sys.path[:0] = [str(folder.resolve()), os.getcwd()]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def validate(
