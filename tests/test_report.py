@@ -456,13 +456,14 @@ def test_the_table_of_trials_sorts_and_filters(made, tmp_path):
       const column = i => [...document.querySelectorAll("#trials tbody tr")].map(r => r.cells[i].textContent);
       const heads = [...document.querySelectorAll("#trials th")].map(h => h.textContent);
       const gap = heads.indexOf("best gap");
-      seen.heads = heads; seen.all = column(gap).length;
+      seen.heads = heads; seen.all = column(gap).length; seen.more = document.getElementById("more").offsetWidth;
       document.querySelectorAll("#trials th button")[gap].click(); seen.up = column(gap).map(Number);
       document.querySelectorAll("#trials th button")[gap].click(); seen.down = column(gap).map(Number);
       await choose("filter", "p1 METHOD"); seen.filtered = column(0); seen.counted = document.getElementById("counted").textContent;
     """, tmp_path)  # fmt: skip
     rows = len(shown(made)["trials"]["rows"])
     assert seen["all"] == rows
+    assert seen["more"] == 0, "no button where all is shown"
     assert seen["up"] == sorted(seen["up"])
     assert seen["down"] == sorted(seen["up"], reverse=True)
     assert set(seen["filtered"]) == {"p1"}

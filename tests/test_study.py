@@ -79,6 +79,9 @@ MISTAKES = {
                "must be one of 'backtracking', 'wolfe', 'hager-zhang' (got 'wolff')"),
     "restricted to nothing": ("name: x\nproblems: {a: {use: quadratic}}\n"
                               "optimizers: {b: {use: newton, problems: [c]}}", "no problem 'c'"),
+    "restricted to none": ("name: x\nproblems: {a: {use: quadratic}}\n"
+                           "optimizers: {b: {use: newton, problems: []}}",
+                           "3:31: optimizers.b.problems: List should have at least 1 item"),
     "negative": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
                  "budget: {seconds: -1}", "4:19: budget.seconds: Input should be greater than 0"),
     "bad yaml": ("name: [x\nproblems: {", "not YAML"),

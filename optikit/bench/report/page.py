@@ -161,11 +161,12 @@ def _failures(summary: Summary) -> str:
 
 def _problem(problem: ProblemScore) -> str:
     facts = problem.facts
+    size = counted(facts["parameters"], "parameter")
+    what = ", ".join(filter(None, (facts["description"], size)))
     return (
-        f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
-        f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
-        f"({html.escape(problem.optimum_source)}). {_certified(facts['reference'])}"
-        f"{_prices(facts['prices'])}</li>"
+        f"<li><b>{html.escape(problem.label)}</b>: {html.escape(what)}. "
+        f"f* = {problem.optimum:.15g} ({html.escape(problem.optimum_source)}). "
+        f"{_certified(facts['reference'])}{_prices(facts['prices'])}</li>"
     )
 
 
