@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -447,6 +448,16 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
         assert all(c["y"] == "max |gradient|" for c in charts)
         assert all(c["drawn"] == variants * SEEDS for c in charts)
     assert all(c["drawn"] == (variants - 1) * SEEDS for c in seen["hidden"])
+
+
+@pytest.mark.browser
+@in_browser
+def test_an_axis_of_less_than_a_decade_has_numbers(made, tmp_path):
+    page = tmp_path / "narrow.html"
+    narrow = '"expected":[14.5,13.2,12.6,12.1]'  # neither a 1 nor a 2 nor a 5 between them
+    page.write_text(re.sub(r'"expected":\[[^]]*\]', narrow, made.page().read_text()))
+    seen = walked(page, 'seen.tuning = lines("#tuning");', tmp_path)
+    assert all(min(chart["ticks"]) > 1 for chart in seen["tuning"])
 
 
 @pytest.mark.browser
