@@ -142,6 +142,8 @@ def test_overrides_replace_and_are_checked(write):
     ]
     assert "write it as a.b=value" in errors(path, "budget")[0]
     assert "budget.steps" in errors(path, "budget.steps=x")[0]
+    (wrong,) = errors(path, "seeds=[0.5]")  # not where the file has its own seeds
+    assert wrong.startswith("override: seeds.0: Input should be a valid integer")
 
 
 def test_yaml_scalars_follow_version_1_2():

@@ -83,9 +83,9 @@ def absence(target: str) -> str:
     """
     module, _, name = target.partition(":")
     top = module.partition(".")[0]
-    if module in sys.modules:
+    if hasattr(sys.modules.get(module), name):
         return ""
-    if _spec(top) is None:
+    if _spec(top) is None and module not in sys.modules:
         return f"no module {top!r} beside the study, in the current folder or installed"
     file = module_file(module)
     bound = _bound(_tree(file)) if file else set()

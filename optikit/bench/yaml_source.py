@@ -175,6 +175,7 @@ def overridden(source: Source, overrides: Sequence[str]) -> tuple[Source, list[t
             continue
         path = tuple(key.split("."))
         data = _with(data, path, value.data)
+        marks = {at: mark for at, mark in marks.items() if at[: len(path)] != path}
         for length in range(1, len(path) + 1):
             marks.setdefault(path[:length], Mark(0, 0))
         marks[(*path, "=")] = Mark(0, 0)
