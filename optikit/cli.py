@@ -101,7 +101,8 @@ def run(
 ) -> None:
     """Run a study: what is recorded already is skipped, so running again goes on where it ended."""
     from optikit.bench.executors import executor_named, options_of
-    from optikit.bench.plan import plan
+    from optikit.bench.plain import counted
+    from optikit.bench.plan import outlook, plan
     from optikit.bench.run import Manner, importable
     from optikit.bench.spec import load_study
 
@@ -117,6 +118,9 @@ def run(
     if dry_run:
         for job in plan(study):
             print(f"{job.id}  {job.title}")
+        if later := outlook(study)[1]:
+            told = f"then {counted(later, 'trial')}, default and as tuning chooses"
+            print(told, file=sys.stderr)
         return
     folder = pathlib.Path("results") / study.name if out is None else out
     _carry_out(study, folder, manner, track=track, json=json, quiet=quiet)
@@ -317,12 +321,16 @@ def env() -> None:
 @config.command()
 def check(study_file: ConfigFile, overrides: Overrides = None, set_: Set = None) -> None:
     """Validate a study; every mistake is reported with its line and column."""
-    from optikit.bench.plan import plan
+    from optikit.bench.plain import counted
+    from optikit.bench.plan import outlook, plan
     from optikit.bench.spec import load_study
 
     study = load_study(study_file, [*(overrides or []), *(set_ or [])])
-    trials = sum(job.kind == "trial" for job in plan(study))
-    print(f"{study_file}: ok, {trials} trials on {len(study.problems)} problems")
+    jobs, later = plan(study), outlook(study)[1]
+    trials = sum(job.kind == "trial" for job in jobs)
+    tuned = f" ({trials} of them to tune)" if later else ""
+    told = f"{counted(trials + later, 'trial')}{tuned} on {counted(len(jobs) - trials, 'problem')}"
+    print(f"{study_file}: ok, {told}")
 
 
 @config.command()

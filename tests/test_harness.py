@@ -421,6 +421,12 @@ def test_wrong_calls_end_with_two_and_a_line(lab, tmp_path):
         "bad.yaml:9:17: budget.steps: Input should be greater than or equal to 1 (got -4)",
     ]
     assert "Traceback" not in done.stderr
+    # as the installed command, which has no folder of its own on its path: the study's counts
+    elsewhere = subprocess.run(
+        [sys.executable, "-P", "-m", "optikit.cli", "config", "check", "../bad.yaml"],
+        cwd=lab / "my_lab", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert elsewhere.stderr == done.stderr.replace("bad.yaml", "../bad.yaml")
     assert called("run", "nowhere.yaml", cwd=lab, check=2).stderr.startswith("nowhere.yaml:1:1:")
     assert "not a results folder" in called("report", "my_lab", cwd=lab, check=2).stderr
     assert (
@@ -444,6 +450,13 @@ def test_config_check_show_list_and_dry_run(lab):
     listing = called("run", "lab.yaml", "--dry-run", cwd=lab, check=0).stdout.splitlines()
     assert len(listing) == 8
     assert not (lab / "results").exists()
+    # two settings are tried, and their best is shown beside the defaults
+    tuned = ("optimizers.mine.rate={uniform: [0.1, 0.3]}", "tuning.trials=2")
+    told = called("config", "check", "lab.yaml", *tuned, cwd=lab, check=0).stdout
+    assert "10 trials (4 of them to tune) on 2 problems" in told
+    dry = called("run", "lab.yaml", "--dry-run", *tuned, cwd=lab, check=0)
+    assert len(dry.stdout.splitlines()) == 6
+    assert dry.stderr == "then 6 trials, default and as tuning chooses\n"
     for what, name in (("optimizers", "newton-cg"), ("problems", "rosenbrock"), ("losses", "huber"),
                        ("data", "digits")):  # fmt: skip
         assert name in called("list", what, cwd=lab, check=0).stdout

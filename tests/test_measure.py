@@ -677,3 +677,23 @@ def test_every_kind_of_call_that_a_method_makes_has_a_price():
     for kind in ("jvp", "vjp"):
         assert 0.05 < found[kind] / found["value"] < 20
     assert math.isfinite(AXES["gradients"].of(last, {}, found))
+
+
+def test_what_dispatching_takes_is_in_no_price(monkeypatch):
+    """By a clock on which a program takes seven ticks, and an evaluation of the objective one."""
+    seen = []
+
+    def bowl(x):
+        jax.debug.callback(lambda: seen.append(1))
+        return jnp.sum(x**2)
+
+    def clock(function):
+        seen.clear()
+        jax.block_until_ready(function())
+        jax.effects_barrier()
+        return 1e-6 * (7 + len(seen))
+
+    monkeypatch.setattr("optikit.bench.prices.time_call", clock)
+    found = prices(ok.Problem(bowl, np.ones(3)), KEY)
+    assert found["value"] == pytest.approx(1e-6)
+    assert found["grad"] == pytest.approx(1e-6)

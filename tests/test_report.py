@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -364,6 +365,7 @@ const choose = async (id, value) => {
 const lines = of => [...document.querySelectorAll(of + " .chart")].map(chart => ({
   label: chart.dataset.problem ?? chart.dataset.tuned ?? chart.dataset.spectrum ?? chart.id,
   traces: chart.data?.map(t => t.name) ?? [], drawn: chart.querySelectorAll(".scatterlayer .trace path.js-line").length,
+  ticks: ["x", "y"].map(axis => chart.querySelectorAll(`.${axis}tick text`).length),
   x: chart.querySelector(".xtitle")?.textContent, y: chart.querySelector(".ytitle")?.textContent,
 }));
 </script>"""
@@ -437,10 +439,25 @@ def test_a_browser_draws_every_curve_on_every_axis(made, tmp_path):
     assert [(c["label"], c["drawn"]) for c in seen["spectra"]] == [("p0", 4)]
     assert all(c["drawn"] == 1 for c in seen["tuning"])
     assert all(c["drawn"] == 1 + variants * SEEDS for c in seen["each"])
+    charts = [
+        *seen["axes"].values(),
+        *(seen[k] for k in ("profiles", "tuning", "spectra", "rates")),
+    ]
+    assert all(min(chart["ticks"]) for row in charts for chart in row), "numbers on every axis"
     for charts in (seen["grad"], seen["linear"]):
         assert all(c["y"] == "max |gradient|" for c in charts)
         assert all(c["drawn"] == variants * SEEDS for c in charts)
     assert all(c["drawn"] == (variants - 1) * SEEDS for c in seen["hidden"])
+
+
+@pytest.mark.browser
+@in_browser
+def test_an_axis_of_less_than_a_decade_has_numbers(made, tmp_path):
+    page = tmp_path / "narrow.html"
+    narrow = '"expected":[14.5,13.2,12.6,12.1]'  # neither a 1 nor a 2 nor a 5 between them
+    page.write_text(re.sub(r'"expected":\[[^]]*\]', narrow, made.page().read_text()))
+    seen = walked(page, 'seen.tuning = lines("#tuning");', tmp_path)
+    assert all(min(chart["ticks"]) > 1 for chart in seen["tuning"])
 
 
 @pytest.mark.browser
@@ -450,13 +467,14 @@ def test_the_table_of_trials_sorts_and_filters(made, tmp_path):
       const column = i => [...document.querySelectorAll("#trials tbody tr")].map(r => r.cells[i].textContent);
       const heads = [...document.querySelectorAll("#trials th")].map(h => h.textContent);
       const gap = heads.indexOf("best gap");
-      seen.heads = heads; seen.all = column(gap).length;
+      seen.heads = heads; seen.all = column(gap).length; seen.more = document.getElementById("more").offsetWidth;
       document.querySelectorAll("#trials th button")[gap].click(); seen.up = column(gap).map(Number);
       document.querySelectorAll("#trials th button")[gap].click(); seen.down = column(gap).map(Number);
       await choose("filter", "p1 METHOD"); seen.filtered = column(0); seen.counted = document.getElementById("counted").textContent;
     """, tmp_path)  # fmt: skip
     rows = len(shown(made)["trials"]["rows"])
     assert seen["all"] == rows
+    assert seen["more"] == 0, "no button where all is shown"
     assert seen["up"] == sorted(seen["up"])
     assert seen["down"] == sorted(seen["up"], reverse=True)
     assert set(seen["filtered"]) == {"p1"}

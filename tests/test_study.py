@@ -79,6 +79,9 @@ MISTAKES = {
                "must be one of 'backtracking', 'wolfe', 'hager-zhang' (got 'wolff')"),
     "restricted to nothing": ("name: x\nproblems: {a: {use: quadratic}}\n"
                               "optimizers: {b: {use: newton, problems: [c]}}", "no problem 'c'"),
+    "restricted to none": ("name: x\nproblems: {a: {use: quadratic}}\n"
+                           "optimizers: {b: {use: newton, problems: []}}",
+                           "3:31: optimizers.b.problems: List should have at least 1 item"),
     "negative": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
                  "budget: {seconds: -1}", "4:19: budget.seconds: Input should be greater than 0"),
     "bad yaml": ("name: [x\nproblems: {", "not YAML"),
@@ -88,6 +91,14 @@ MISTAKES = {
     "list": ("- a\n- b", "1:1: the file: Input should be a valid dictionary"),
     "import path": ("name: x\nproblems: {a: {use: 'my_lab:'}}\noptimizers: {b: {use: newton}}",
                     "an import path is written module:function"),
+    "no module": ("name: x\nproblems: {a: {use: 'no_lab:net'}}\noptimizers: {b: {use: newton}}",
+                  "2:21: problems.a.use: no module 'no_lab' beside the study, in the current folder"),
+    "no function": ("name: x\nproblems: {a: {use: 'optikit.problems.functions:rosenbrok'}}\n"
+                    "optimizers: {b: {use: newton}}",
+                    "2:21: problems.a.use: optikit.problems.functions has no 'rosenbrok': did you mean 'rosenbrock'?"),
+    "merge key": ("name: x\nproblems: {a: &a {use: quadratic}, c: {<<: *a, n: 3}}\n"
+                  "optimizers: {b: {use: newton}}",
+                  "2:40: YAML 1.2 merges no mappings by '<<': write the keys out"),
     "label": ("name: ../x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}",
               "1:7: name: String should match pattern"),
     "target": ("name: x\nproblems: {a: {use: quadratic}}\noptimizers: {b: {use: newton}}\n"
@@ -131,6 +142,8 @@ def test_overrides_replace_and_are_checked(write):
     ]
     assert "write it as a.b=value" in errors(path, "budget")[0]
     assert "budget.steps" in errors(path, "budget.steps=x")[0]
+    (wrong,) = errors(path, "seeds=[0.5]")  # not where the file has its own seeds
+    assert wrong.startswith("override: seeds.0: Input should be a valid integer")
 
 
 def test_yaml_scalars_follow_version_1_2():

@@ -168,7 +168,7 @@ def test_depth_is_bounded(tmp_path):
 
 def test_a_slip_in_a_grid_is_told(tmp_path):
     grids = "".join(f", b{i}: {{grid: {list(range(100))}}}" for i in range(4))
-    text = GOOD.replace("{use: newton}", f"{{use: 'my_lab:solver'{grids}}}").replace(
+    text = GOOD.replace("{use: newton}", f"{{use: 'collections:OrderedDict'{grids}}}").replace(
         "reference: newton", ""
     )
     assert "about 400,000,016 trials" in complaints(text, tmp_path / "slip.yaml")
@@ -183,7 +183,9 @@ def test_the_same_trial_cannot_be_asked_for_twice(tmp_path):
 
 def test_what_is_not_finite_survives_the_results_folder(tmp_path):
     path = tmp_path / "infinite.yaml"
-    path.write_text(GOOD.replace("{use: newton}", "{use: 'my_lab:solver', radius: .inf, x: .nan}"))
+    path.write_text(
+        GOOD.replace("{use: newton}", "{use: 'collections:OrderedDict', radius: .inf, x: .nan}")
+    )
     study = load_study(path)
     again = Study.model_validate_json(study.model_dump_json())
     assert again.optimizers["newton"].arguments["radius"] == math.inf

@@ -316,6 +316,9 @@ def test_tuning_can_be_charged(tuned):
         first = plain["adam (tuned)"].costs[axis][0]
         assert paid["adam (tuned)"].costs[axis][0] == pytest.approx(first + report.charge[axis])
         assert paid["newton"].costs[axis] == plain["newton"].costs[axis]
+    # the bill says nothing against the setting
+    (charged_report,) = tuning_report(results.study, [charged(problem)])
+    assert charged_report.flags == report.flags
 
 
 def test_best_values_are_kept_with_the_records_and_shared_ones_are_heeded(tuned, tmp_path):

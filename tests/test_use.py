@@ -113,6 +113,26 @@ def test_what_another_version_recorded_is_reported_and_compared_though_run_anew(
     assert "best on well: -0.25" in told
 
 
+def test_what_an_own_module_ran_is_found_from_elsewhere_and_after_it_has_changed(tmp_path):
+    module, steps = tmp_path / "own_solver.py", "def mine():\n    return ok.optimizers.{}()\n"
+    module.write_text("import optikit as ok\n" + steps.format("newton"))
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nproblems: {well: {use: double-well}}\n"
+        "optimizers: {bfgs: {use: bfgs}, mine: {use: 'own_solver:mine'}}\nbudget: {steps: 9}\n"
+        "measure: {repeats: 1, flops: false, prices: false, certificates: false}\n"
+    )
+    folder = tmp_path / "r"
+    called("run", "s.yaml", "-q", "--executor", "inline", "--out", folder, cwd=tmp_path)
+    assert progress(folder).recorded == 3
+    assert len(load(folder).records) == 3
+    module.write_text("import optikit as ok\n" + steps.format("gradient_descent"))
+    found = progress(folder)
+    assert (found.recorded, found.earlier) == (2, 1)
+    assert {c.variant for c in load(folder).problems[0].curves} == {"bfgs", "mine"}
+    told = json.loads(called("compare", folder, folder, "--json", cwd=tmp_path.parent).stdout)
+    assert {change["variant"] for change in told["changes"]} == {"bfgs", "mine"}
+
+
 def test_status_tells_apart_what_this_code_recorded_and_what_another_did(
     results, tmp_path, monkeypatch
 ):

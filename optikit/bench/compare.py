@@ -242,7 +242,7 @@ def _changes(
         elif any(math.isnan(t.cost) for pair in joint for t in pair):
             found.append(one._replace(reason=f"{axis} was not measured in every trial"))
         elif joint:  # else the change of success says all
-            found.append(_cost(one, joint))
+            found.append(_cost(one._replace(seeds=len(joint)), joint))
     return found
 
 

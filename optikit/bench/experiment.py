@@ -15,7 +15,7 @@ from optikit.bench.plan import Job
 from optikit.bench.record import Record
 from optikit.bench.report import Summary, figures, summarise, write_page
 from optikit.bench.rounds import lost
-from optikit.bench.run import Manner, Watcher, planned, run_study, study_of
+from optikit.bench.run import Manner, Watcher, manner_of, planned, run_study, study_of
 from optikit.bench.score import (
     ProblemScore,
     merged,
@@ -24,6 +24,7 @@ from optikit.bench.score import (
     write_known,
 )
 from optikit.bench.score.known import FILE as KNOWN
+from optikit.bench.signature import importable_from
 from optikit.bench.spec import ConfigError, Study, validate
 from optikit.bench.track import Tracker, tracker_named
 from optikit.bench.tuning import Tuned, charged, tuning_report
@@ -209,17 +210,25 @@ def collect(
 
 
 def load(folder: str | pathlib.Path) -> Results:
-    """The results in a folder, as far as they have got, also where an earlier optikit left them.
+    """The results in a folder, as far as they have got, also where earlier code left them.
+
+    What the code at hand has recorded counts; where it has recorded nothing yet, be it of the
+    whole study or of what uses one module of the user's, what earlier code did.
 
     Raises:
       StoreError: it is not a results folder, or is damaged.
     """
     folder = pathlib.Path(folder)
     study = study_of(folder)
-    jobs = planned(study, folder)
-    records = store.read_all(folder, [job.id for job in jobs])
-    if not records:
-        jobs, records = earlier(study, folder)
+    with importable_from(manner_of(folder).path):
+        jobs = planned(study, folder)
+        records = store.read_all(folder, [job.id for job in jobs])
+        now = {job.code for job in jobs if job.id in records}
+        if any(job.code not in now for job in jobs):
+            before, found = earlier(study, folder)
+            kept = [job for job in before if job.code not in now]
+            jobs = list({job.id: job for job in [*jobs, *kept]}.values()) if now else before
+            records |= {job.id: found[job.id] for job in kept if job.id in found}
     failures = {k: r.facts["error"] for k, r in records.items() if r.facts.get("error")}
     return collect(study, folder, jobs, failures, records)
 

@@ -4,7 +4,7 @@ import difflib
 import re
 
 from optikit.bench import peers
-from optikit.bench.signature import Signature, signature
+from optikit.bench.signature import Signature, absence, signature
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.-]*")
 
@@ -21,7 +21,7 @@ def find_factory(use: str, known: dict[str, str], *, optimizer: bool) -> tuple[s
     if ":" in use:
         if not is_import_path(use):
             return "", f"an import path is written module:function (got {use!r})"
-        return use, ""
+        return use, absence(use)
     plain = use.lower().replace("_", "-")
     if plain in known:
         return known[plain], ""

@@ -1,4 +1,4 @@
-"""Text from elsewhere (a user's file, exception or label) as a terminal may show it."""
+"""Text for people; what comes from elsewhere (a user's file, exception, label) made harmless."""
 
 
 def on_one_line(text: str) -> str:
@@ -14,3 +14,13 @@ def on_one_line(text: str) -> str:
 def on_lines(text: str) -> str:
     """The text without control characters, in the lines it came in."""
     return "\n".join(map(on_one_line, text.split("\n")))
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+      >>> counted(1, "trial"), counted(2, "trial")
+      ('1 trial', '2 trials')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -6,10 +6,14 @@ through packages, re-exports and registries, by its syntax tree.
 """
 
 import ast
+import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import pathlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _SIMPLE = {"int": int, "float": float, "bool": bool, "str": str}
@@ -70,13 +74,44 @@ def signature(target: str) -> Signature | None:
     return _find(module, name, frozenset())
 
 
+def absence(target: str) -> str:
+    """Why there is no "module:function", in words; "" if there is, or if only importing would tell.
+
+    Example:
+      >>> absence("no_such_lab:net")
+      "no module 'no_such_lab' beside the study, in the current folder or installed"
+    """
+    module, _, name = target.partition(":")
+    top = module.partition(".")[0]
+    if hasattr(sys.modules.get(module), name):
+        return ""
+    if _spec(top) is None and module not in sys.modules:
+        return f"no module {top!r} beside the study, in the current folder or installed"
+    file = module_file(module)
+    bound = _bound(_tree(file)) if file else set()
+    if not bound or name in bound or bound & {"*", "__getattr__", "globals"}:
+        return ""
+    close = difflib.get_close_matches(name, bound, 1)
+    return f"{module} has no {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Every name that a module's source defines, assigns or imports anywhere, or looks up."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+    return found
+
+
 def module_file(module: str) -> pathlib.Path | None:
     """The source file of a module, found without importing it or its parents."""
     top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
+    spec = _spec(top)
     if spec is None:
         return None
     if not rest:
@@ -88,6 +123,24 @@ def module_file(module: str) -> pathlib.Path | None:
             if candidate.is_file():
                 return candidate
     return None
+
+
+@contextlib.contextmanager
+def importable_from(folders: Sequence[str]) -> Iterator[None]:
+    """Find modules in some folders first, as a study's trials do in those of its own."""
+    before = list(sys.path)
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _spec(top: str) -> Any:
+    try:
+        return importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
 
 
 @functools.cache

@@ -7,6 +7,7 @@ with its place in the file.
 
 import difflib
 import itertools
+import os
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from optikit.bench.entries import unknown_entry
 from optikit.bench.factories import declared_by, find_factory
 from optikit.bench.plain import on_one_line
 from optikit.bench.protocol import TUNING_SEEDS, check_protocol, resolve_best_known
-from optikit.bench.signature import Parameter, Signature, registry
+from optikit.bench.signature import Parameter, Signature, importable_from, registry
 from optikit.bench.spaces import kind_of
 from optikit.bench.yaml_source import Mark, Path, Source
 
@@ -119,7 +120,9 @@ class OptimizerUse(_Use):
     `{int_uniform: [a, b]}`, `{choice: [...]}`, with `when: {name: value}` if it is conditional.
     """
 
-    problems: list[str] | None = Field(default=None, description="labels to run on; all if absent")
+    problems: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="labels to run on; all if absent"
+    )
 
 
 class Tuning(_Strict):
@@ -191,7 +194,8 @@ def load_study(path: pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) 
             problems = [(Mark(1, 1), "the file is empty")]
         raise ConfigError(source.name, problems)
     source, wrong = yaml_source.overridden(source, overrides)
-    study, more = validate(source)
+    with importable_from([str(path.parent.resolve()), os.getcwd()]):
+        study, more = validate(source)
     shared, missing = resolve_best_known(source, path.parent)
     problems += wrong + more + missing
     if problems or study is None:

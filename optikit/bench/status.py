@@ -14,6 +14,7 @@ from optikit.bench.plain import on_one_line
 from optikit.bench.plan import Job, outlook
 from optikit.bench.record import Record
 from optikit.bench.run import manner_of, planned, study_of
+from optikit.bench.signature import importable_from
 from optikit.bench.spec import Study
 
 
@@ -77,7 +78,11 @@ def progress(folder: pathlib.Path) -> Progress:
     Raises:
       StoreError: it is not a results folder, or a record is damaged.
     """
-    study = study_of(folder)
+    with importable_from(manner_of(folder).path):
+        return _progress(study_of(folder), folder)
+
+
+def _progress(study: Study, folder: pathlib.Path) -> Progress:
     jobs = planned(study, folder)
     records = store.read_all(folder, [job.id for job in jobs])
     done = {job_id for job_id, record in records.items() if store.is_done(record)}

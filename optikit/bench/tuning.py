@@ -213,7 +213,7 @@ def _tuned(
         for s in declared
         if s.name in searched and s.edge(searched[s.name])
     ]
-    flags += _undertuned(study, problem, label, curve)
+    flags += _undertuned(study, problem, label, curve, charge)
     return Tuned(
         problem.label, label, dict(best.arguments), searched, costs, study.tuning.axis,
         tuning_target(study), curve, charge, flags, _told_of_lanes(finals),
@@ -237,7 +237,13 @@ def _told_of_lanes(trials: list[Curve]) -> str:
     return told + (f", {done / asked:.3g}x the oracle calls asked for" if asked else "")
 
 
-def _undertuned(study: Study, problem: ProblemScore, label: str, curve: list[BestOfK]) -> list[str]:
+def _undertuned(
+    study: Study,
+    problem: ProblemScore,
+    label: str,
+    curve: list[BestOfK],
+    charge: Mapping[str, float],
+) -> list[str]:
     """Signs that more trials, or another space, would give another result."""
     flags = []
     missing = study.tuning.trials - len(curve)
@@ -255,17 +261,25 @@ def _undertuned(study: Study, problem: ProblemScore, label: str, curve: list[Bes
     costs = {
         kind: typical(found)
         for kind in (TUNED, DEFAULT)
-        if (found := _trials(problem, f"{label} {kind}", study))
+        if (found := _trials(problem, f"{label} {kind}", study, charge))
     }
     if len(costs) == 2 and costs[DEFAULT] < costs[TUNED]:
         flags.append("under-tuned: the default settings do better")
     return flags
 
 
-def _trials(problem: ProblemScore, variant: str, study: Study) -> list[Reach]:
+def _trials(
+    problem: ProblemScore, variant: str, study: Study, charge: Mapping[str, float]
+) -> list[Reach]:
+    """A variant's trials, without what tuning they may have been charged with."""
     target, axis = tuning_target(study), study.tuning.axis
-    found = [reach(c, target, axis) for c in problem.curves if c.variant == variant]
-    return [t for t in found if not math.isnan(t.cost)]
+    found = []
+    for curve in problem.curves:
+        trial = reach(curve, target, axis)
+        if curve.variant == variant and not math.isnan(trial.cost):
+            due = charge[axis] if curve.costs["steps"][0] > 0 else 0.0
+            found.append(trial._replace(cost=trial.cost - due))
+    return found
 
 
 def charged(problem: ProblemScore) -> ProblemScore:

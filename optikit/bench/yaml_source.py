@@ -142,6 +142,10 @@ def _build_mapping(node, path: Path, marks: dict, problems: list, above: set) ->
             problems.append(Problem(_position(key_node), "a key must be a plain word"))
             continue
         key = str(key_node.value)
+        if key == "<<":
+            text = "YAML 1.2 merges no mappings by '<<': write the keys out"
+            problems.append(Problem(_position(key_node), text))
+            continue
         if key in built:
             first = marks[(*path, key)]
             problems.append(
@@ -171,6 +175,7 @@ def overridden(source: Source, overrides: Sequence[str]) -> tuple[Source, list[t
             continue
         path = tuple(key.split("."))
         data = _with(data, path, value.data)
+        marks = {at: mark for at, mark in marks.items() if at[: len(path)] != path}
         for length in range(1, len(path) + 1):
             marks.setdefault(path[:length], Mark(0, 0))
         marks[(*path, "=")] = Mark(0, 0)

@@ -64,7 +64,14 @@
   function draw(div) {
     if (!dirty.delete(div)) return;
     const [traces, layout] = drawers.get(div)();
+    for (const [one, values] of [["xaxis", "x"], ["yaxis", "y"]]) if (layout[one].dtick === "D2" && narrow(traces, values)) layout[one].dtick = null;
     Plotly.react(div, traces, layout, config);
+  }
+  // within a decade there may be neither a 1 nor a 2 nor a 5: plotly's own ticks
+  function narrow(traces, of) {
+    const values = traces.flatMap(t => t[of] ?? []).filter(v => v > 0);
+    const [least, most] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, 0]);
+    return most < 10 * least;
   }
   function chart(div, drawer) { drawers.set(div, drawer); dirty.add(div); watch.observe(div); }
   function refresh() {
@@ -221,9 +228,7 @@
         text: own.map(p => `${plain(p.problem)}, seed ${p.seed}: ${p.moved} GB/s`),
         hovertemplate: "%{y:.3g} GFLOP/s at %{x:.3g} FLOPs per byte<br>%{text}<extra>%{fullData.name}</extra>" }] : [];
     });
-    // within a decade there may be neither a 1 nor a 2 nor a 5: plotly's own ticks
-    const xs = traces.flatMap(t => t.x), narrow = Math.max(...xs) < 10 * Math.min(...xs);
-    return [traces, layout("Rates", { title: titled("model FLOPs per model byte"), type: "log", ...(narrow ? { dtick: null } : {}) },
+    return [traces, layout("Rates", { title: titled("model FLOPs per model byte"), type: "log" },
       { title: titled("model GFLOP/s, warm"), type: "log" })];
   }
 

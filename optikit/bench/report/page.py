@@ -13,7 +13,9 @@ from typing import Any
 
 import optikit
 from optikit.bench import store
+from optikit.bench.axes import AXES
 from optikit.bench.job import Job
+from optikit.bench.plain import counted
 from optikit.bench.report.content import all_fronts, content
 from optikit.bench.report.overall import overall, sceptical_list
 from optikit.bench.report.standings import (
@@ -45,8 +47,8 @@ def write_page(
     tuned, fronts = tuning_report(study, problems), all_fronts(problems)
     fill = {
         "TITLE": html.escape(study.name),
-        "COUNT": f"{sum(job.kind == 'trial' for job in jobs)}",
-        "NUMBER": f"{len(problems)}",
+        "COUNT": counted(sum(job.kind == "trial" for job in jobs), "trial"),
+        "NUMBER": counted(len(problems), "problem"),
         "WARNINGS": _warnings(environments, problems, summary),
         "VERDICTS": _verdicts(summary, sum(bool(p.curves) for p in problems)),
         "TARGET": f"{summary.target:g}",
@@ -125,7 +127,7 @@ def _tuning(tuned: list[Tuned]) -> str:
             *([t.lanes] if shared else []),
         )
         rows.append(map(html.escape, cells))
-    axis = html.escape(tuned[0].axis)
+    axis = html.escape(AXES[tuned[0].axis].label)
     return (
         "<h2>Tuning</h2><p class=note>Expected cost of the best of k settings, drawn without "
         "replacement from those tried, where it meets the target; in parentheses how often one "
@@ -159,11 +161,12 @@ def _failures(summary: Summary) -> str:
 
 def _problem(problem: ProblemScore) -> str:
     facts = problem.facts
+    size = counted(facts["parameters"], "parameter")
+    what = ", ".join(filter(None, (facts["description"], size)))
     return (
-        f"<li><b>{html.escape(problem.label)}</b>: {html.escape(facts['description'])}, "
-        f"{facts['parameters']} parameters. f* = {problem.optimum:.15g} "
-        f"({html.escape(problem.optimum_source)}). {_certified(facts['reference'])}"
-        f"{_prices(facts['prices'])}</li>"
+        f"<li><b>{html.escape(problem.label)}</b>: {html.escape(what)}. "
+        f"f* = {problem.optimum:.15g} ({html.escape(problem.optimum_source)}). "
+        f"{_certified(facts['reference'])}{_prices(facts['prices'])}</li>"
     )
 
 
