@@ -165,7 +165,9 @@ def _passes(
     return found, count, counts
 
 
-def _rows(layers: Layers, block: Block, use: Use, beside: Any, slopes: Any) -> tuple[Array, Array]:
+def rows_of_use(
+    layers: Layers, block: Block, use: Use, beside: Any, slopes: Any
+) -> tuple[Array, Array]:
     """(a, g) of one use: (n, k, rows, inputs), indices (n, 1, rows) of an embedding; and g."""
     site = layers.found.sites[use.key]
     rows = site.rows
@@ -201,7 +203,7 @@ def _factors(
     site = layers.found.sites[use.key]
     if block.form == "diagonal":
         return Factors(_squares(layers, site, beside[use.key], slopes[use.key]))
-    a, g = _rows(layers, block, use, beside, slopes)
+    a, g = rows_of_use(layers, block, use, beside, slopes)
     count = a.shape[2]
     wide = tree.inner_dtype(g)
     whole = block.dense[::-1] if use.swapped else block.dense
@@ -242,7 +244,7 @@ def _moments(layers: Layers, block: Block, basis: Basis, beside: Any, slopes: An
     """Of rotated gradients, example by example; the rows of all uses are summed first."""
     lefts, rights = [], []
     for use in block.uses:
-        a, g = _rows(layers, block, use, beside, slopes)
+        a, g = rows_of_use(layers, block, use, beside, slopes)
         a, g = (g, a) if use.swapped else (a, g)
         wide = tree.inner_dtype(g)
         lefts.append(jnp.einsum("nkri,kij->nkrj", a.astype(wide), basis[0]))

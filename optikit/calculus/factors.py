@@ -161,7 +161,7 @@ def _normalised(layers: Layers, block: Block, use: Use, slots: tuple) -> Factors
     if block.form == "diagonal":
         return Factors(to_leaf(site, slots[0], layers.shapes[site.view.leaf]))
     a, g = (x.reshape(-1, *x.shape[len(site.stacked) + 1 :]) for x in slots)
-    rows = _rows_of(site)
+    rows = row_count(site)
     if block.leaf is None:  # a bias without its weight: what stands beside it is 1
         return Factors(jnp.ones((g.shape[0], 1, 1), g.dtype), g)
     return _scaled(block, site, use, a / rows, g)
@@ -185,7 +185,7 @@ def use_scales(block: Block, site: Site, size: int, dtype: Any) -> Float[Array, 
     return scales if block.bias is None else scales.at[-1].set(1)
 
 
-def _rows_of(site: Site) -> int:
+def row_count(site: Site) -> int:
     """Rows that a factor sums over: positions and examples, and trips that share the weight."""
     others = [v.aval for i, v in enumerate(site.eqn.invars) if i != site.position]
     g = jax.eval_shape(site.rows, others, site.eqn.outvars[0].aval)[1]

@@ -55,6 +55,19 @@ class Rows(NamedTuple):
     extra: Float[Array, " n"]
 
 
+class Products(NamedTuple):
+    """What multiplies with R without forming it.
+
+    Attributes:
+      seeds: for each row of an example, R's cotangents of the outputs, all examples at once.
+      forward: v -> R v, one jvp. backward: u -> R^T u, one vjp.
+    """
+
+    seeds: Float[Array, "width ..."]
+    forward: Callable[[Float[Array, " n"]], Float[Array, " m"]]
+    backward: Callable[[Float[Array, " m"]], Float[Array, " n"]]
+
+
 class RowSource(NamedTuple):
     """The same with rows that are computed when they are asked for.
 
@@ -62,6 +75,7 @@ class RowSource(NamedTuple):
       examples: how many there are. width: rows of each.
       take: indices of b examples -> their rows, (b width, n); one with index `examples` has zeros.
       w, q, extra: as of `Rows`.
+      products: of a composite objective.
     """
 
     examples: int
@@ -70,6 +84,7 @@ class RowSource(NamedTuple):
     w: Float[Array, " m"]
     q: Float[Array, " n"]
     extra: Float[Array, " n"]
+    products: Products | None = None
 
 
 def curvature_rows(oracle: Oracle, params: Params, kind: RowKind) -> Rows:
@@ -189,7 +204,11 @@ def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
     check_examples(inputs)
     warn_where_examples_meet(objective, lambda p, x: outputs_of(objective, p, x), params, inputs)
     flat, unravel = ravel_pytree(params)
-    outputs, pull = jax.vjp(lambda v: outputs_of(objective, unravel(v), inputs), flat)
+
+    def model(v: Array) -> Array:
+        return outputs_of(objective, unravel(v), inputs)
+
+    outputs, pull = jax.vjp(model, flat)
     loss = loss_of(objective)
     values = example_losses(objective, outputs, targets, weights)[0]
     factor = mean_weights(values, weights)
@@ -221,7 +240,20 @@ def _composite(oracle: Oracle, params: Params, kind: RowKind) -> RowSource:
         weighted = jnp.einsum("bpkl,bpln->bpkn", mine, jacobian, precision=HIGHEST)
         return weighted.reshape(-1, flat.size)
 
-    return RowSource(examples, outputs.size // examples, take, w.ravel(), q, extra)
+    def weighted(u: Array) -> Array:  # by the roots, which are symmetric
+        if loss.event_ndim == 0:
+            return (root * u.reshape(root.shape)).reshape(outputs.shape)
+        mine = jnp.einsum("bpkl,bpl->bpk", root, u.reshape(root.shape[:-1]), precision=HIGHEST)
+        return mine.reshape(outputs.shape)
+
+    width = outputs.size // examples
+    units = jnp.eye(width, dtype=root.dtype)
+    products = Products(
+        jax.vmap(lambda unit: weighted(jnp.tile(unit, examples)))(units).astype(outputs.dtype),
+        lambda v: weighted(jax.jvp(model, (flat,), (v.astype(flat.dtype),))[1]).ravel(),
+        lambda u: pull(weighted(u).astype(outputs.dtype))[0],
+    )
+    return RowSource(examples, width, take, w.ravel(), q, extra, products)
 
 
 def _variational(objective: Objective, params: Params, args: tuple) -> RowSource:

@@ -25,6 +25,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int
 
+from optikit.core import Scalar
 from optikit.core.tree import HIGHEST
 
 
@@ -140,6 +141,27 @@ def blocked_solve(
     matrix, right = lax.fori_loop(0, rows.number, add, start)
     y = _solve(matrix, right)
     return y.astype(dtype), _forward(block, rows, y).astype(dtype)
+
+
+def kernel_solve(
+    gram: Float[Array, "m m"],
+    level: Scalar,
+    w: Float[Array, " m"],
+    q: Float[Array, " n"],
+    forward: Callable[[Float[Array, " n"]], Float[Array, " m"]],
+    backward: Callable[[Float[Array, " m"]], Float[Array, " n"]],
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """(y, R y) with M = level I and no rows, from R R^T, v -> R v and u -> R^T u, each used once.
+
+    By Cholesky, in the dtype of `gram`.
+    """
+    wide = gram.dtype
+    kernel = gram / level.astype(wide)
+    image = forward(q / level.astype(q.dtype)).astype(wide)
+    u = _solve(kernel + jnp.eye(w.size, dtype=wide), w.astype(wide) - image)
+    y = (q + backward(u.astype(w.dtype)).astype(q.dtype)) / level.astype(q.dtype)
+    moved = image + jnp.matmul(kernel, u, precision=HIGHEST)
+    return y, moved.astype(q.dtype)
 
 
 def passes(count: int, m: int, n: int, *, with_q: bool) -> int:

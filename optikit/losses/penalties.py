@@ -22,12 +22,14 @@ class Penalty(NamedTuple):
         that is not separable, whose Hessian is then found by autodiff.
       residual: params -> pytree r with value = |r|^2 / 2, for sums of squares; else None.
       name: for messages and reports.
+      even: whether the diagonal is one and the same number for all entries.
     """
 
     value: Callable[[Params], Scalar]
     diagonal: Callable[[Params], Params] | None
     residual: Callable[[Params], Params] | None = None
     name: str = "penalty"
+    even: bool = False
 
 
 def _grouped(build):
@@ -68,6 +70,7 @@ def _l2(leaves: tuple, structure) -> Penalty:
         ),
         residual=lambda p: _by_group(lambda c, w: jnp.sqrt(c) * w, leaves, structure, p),
         name="l2",
+        even=structure.num_nodes == 1 and len(leaves) == 1,
     )
 
 

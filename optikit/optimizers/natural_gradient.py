@@ -4,7 +4,8 @@ With R the rows of the curvature, the direction is d = -(R^T R + lambda I)^-1 g,
 matrix, or from the (m, m) kernel R R^T where there are fewer outputs than parameters; the step
 along it is the best on the grid 1, 1/2, 1/4, ... Damping follows Levenberg and Marquardt. With a
 momentum mu the damping pulls towards mu times the last direction instead of towards zero (SPRING),
-which keeps what earlier batches said of the directions that this batch does not see.
+which keeps what earlier batches said of the directions that this batch does not see. The kernel of
+wide layers is formed from their inputs and output gradients, without R: `optikit.calculus.kernel`.
 
 On an energy (`variational(...)`) the metric is that of the quantum state, the method stochastic
 reconfiguration, or MinSR in the kernel form, and d one unit of imaginary time. The metric is no
@@ -17,7 +18,7 @@ Mueller & Zeinhofer (2023) for the line search on a grid.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,19 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from optikit.calculus import Eval, Oracle
+from optikit.calculus.kernel import Kernel, curvature_kernel, plan_kernel
 from optikit.calculus.rows import Rows, RowSource, count_rows, curvature_rows, row_source
 from optikit.core import Counts, Key, Params, Scalar, Status, memoized, tally, times, tree
 from optikit.core.tree import HIGHEST
 from optikit.globalize.search import noise
-from optikit.linalg.woodbury import Blocks, blocked_solve, damped_solve, gram_dtype, passes
+from optikit.linalg.woodbury import (
+    Blocks,
+    blocked_solve,
+    damped_solve,
+    gram_dtype,
+    kernel_solve,
+    passes,
+)
 from optikit.optimizers.protocol import Optimizer, StepInfo
 from optikit.optimizers.rate import LearningRate, rate_at
 
@@ -52,6 +61,9 @@ class NaturalGradientState(NamedTuple):
     direction: Float[Array, " n"]  # the last one, before its step size
     step_size: Scalar  # the last one accepted
     steps: Int[Array, ""]
+
+
+_Model = TypeVar("_Model", Rows, Kernel)
 
 
 class _Solved(NamedTuple):
@@ -107,6 +119,10 @@ def natural_gradient(
 
     Cost per step: one jacobian (the gradients of m outputs), m n min(m, n) + min(m, n)^3 / 3
     flops, and a value for each trial step. Memory: m n, or in blocks min(m, n)^2 and `memory`.
+    With fewer outputs than parameters on a composite objective, where an example meets a layer in
+    one row, or in few for its size, there is neither a jacobian nor its product: a layer costs
+    m^2 (inputs + outputs), besides as many gradients as an example has outputs. This needs a
+    penalty with one coefficient for all parameters, or none.
 
     Example:
       >>> import optikit as ok
@@ -130,13 +146,15 @@ def natural_gradient(
         msg = f"norm_constraint must be positive; got {norm_constraint}."
         raise ValueError(msg)
 
-    def in_blocks(oracle: Oracle, params: Params) -> bool:
-        rows = count_rows(oracle.objective, params, oracle.args)
-        return rows * tree.size(params) > memory
-
     def evaluate(oracle: Oracle, params: Params) -> tuple[Eval, Counts]:
         at = oracle.value_and_grad(params)
-        if in_blocks(oracle, params):
+        m = count_rows(oracle.objective, params, oracle.args)
+        plan = plan_kernel(oracle.objective, params, oracle.args, m, memory)
+        if plan is not None:
+            wide = gram_dtype(tree.inner_dtype(params))
+            kernel, price = curvature_kernel(oracle, params, curvature, plan, wide)
+            return at._replace(local=_wide(kernel)), tally(Counts(grad=1), price)
+        if m * tree.size(params) > memory:
             return at, Counts(grad=1)
         rows = _wide(curvature_rows(oracle, params, curvature))
         return at._replace(local=rows), Counts(grad=1, jacobian=1)
@@ -158,6 +176,24 @@ def natural_gradient(
             d = -damped_solve(model.rows, model.extra + level, model.w, q)
             moved = jnp.matmul(model.rows, d, precision=HIGHEST)
             return _Solved(d, tree.vdot(moved, moved) + jnp.sum(model.extra * d**2), Counts())
+        if isinstance(at.local, Kernel):
+            model = at.local
+            unit = _mean_square(jnp.trace(model.gram), *model.gram.shape).astype(pull.dtype)
+            level = level.astype(unit.dtype) * unit
+            products = row_source(oracle, at.params, curvature).products
+            assert products is not None
+            y, moved = kernel_solve(
+                model.gram,
+                level + model.extra,
+                model.w,
+                model.q - level * pull,
+                products.forward,
+                products.backward,
+            )
+            oracle.tap("jvp")
+            oracle.tap("vjp")
+            bend = tree.vdot(moved, moved) + model.extra * tree.vdot(y, y)
+            return _Solved(-y, bend, Counts(jvp=1, vjp=1))
         source = row_source(oracle, at.params, curvature)
         blocks, w = _blocks(source, memory, pull.dtype)
         unit = _mean_square(_sum_of_squares(blocks), source.w.size, pull.size)
@@ -258,9 +294,9 @@ def natural_gradient(
     )
 
 
-def _wide(model: Rows) -> Rows:
+def _wide(model: _Model) -> _Model:
     """In at least float32."""
-    return Rows(*(x.astype(tree.inner_dtype(x)) for x in model))
+    return jax.tree.map(lambda x: x.astype(tree.inner_dtype(x)), model)
 
 
 def _mean_square(total: Scalar, m: int, n: int) -> Scalar:
