@@ -117,6 +117,8 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path):
         fit(20, checkpoint=files)
 
 
+# where one array cannot be read, Orbax leaves the reads of others behind, which then complain
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_either_format_goes_on_from_the_other_and_a_damaged_folder_falls_back(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     plain = ok.Checkpoint(tmp_path, every_steps=2)
