@@ -32,7 +32,9 @@ def solved(method, dtype, height, width, **options):
 GLTR = ok.optimizers.trust_region_newton(subproblem="gltr")
 
 
-@pytest.mark.parametrize("method", ["newton-cg", "trust-region", GLTR], ids=["newton-cg", "trust-region", "gltr"])
+@pytest.mark.parametrize(
+    "method", ["newton-cg", "trust-region", GLTR], ids=["newton-cg", "trust-region", "gltr"]
+)
 @pytest.mark.parametrize("height", [1e10, 1e14, 1e18])
 def test_gradients_whose_squares_overflow_in_float32(method, height):
     solved(method, jnp.float32, height, 1.0)
