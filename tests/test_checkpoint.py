@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -117,8 +118,6 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path):
         fit(20, checkpoint=files)
 
 
-# where one array cannot be read, Orbax leaves the reads of others behind, which then complain
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_either_format_goes_on_from_the_other_and_a_damaged_folder_falls_back(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     plain = ok.Checkpoint(tmp_path, every_steps=2)
@@ -129,8 +128,7 @@ def test_either_format_goes_on_from_the_other_and_a_damaged_folder_falls_back(tm
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"step-000000000008.orbax", "step-000000000010.orbax"}
     (tmp_path / "step-000000000010.orbax" / "header" / "metadata").write_text("{")
-    for data in (tmp_path / "step-000000000008.orbax" / "arrays").glob("**/d/*"):
-        data.write_bytes(data.read_bytes()[:-5])
+    shutil.rmtree(tmp_path / "step-000000000008.orbax" / "header")
     with (
         pytest.warns(RuntimeWarning, match="damaged") as warned,
         pytest.raises(ValueError, match="empty"),
